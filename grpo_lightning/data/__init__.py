@@ -1,0 +1,1 @@
+"""Data: where prompts come from."""

@@ -1,0 +1,94 @@
+"""The policy: a causal language model, its tokenizer, and the log-probabilities of given completions."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from grpo_lightning.functional.logprobs import logprobs_and_entropy
+from grpo_lightning.types import ForwardBatch, TokenScores
+
+
+class Policy(nn.Module):
+    """A causal language model of transformers with its tokenizer.
+
+    Args:
+        model: Any causal language model; dropout is switched off.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self.model = model
+        self.tokenizer = tokenizer
+        self._head_is_linear = _head_is_linear(model)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The tokens that end a completion, of the generation config and of the tokenizer."""
+        generation_config = self.model.generation_config
+        configured = generation_config.eos_token_id if generation_config is not None else None
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
+
+    def forward(self, batch: ForwardBatch, temperature: float) -> TokenScores:
+        """Score the completion tokens of `batch`: their log-probability and entropy at `temperature`.
+
+        Only the states that predict a completion token go through the language-model head.
+        """
+        if self._head_is_linear:
+            hidden_RLD = self.model.base_model(input_ids=batch.input_ids_RL, use_cache=False).last_hidden_state
+            logits_NV = self.model.get_output_embeddings()(hidden_RLD.flatten(0, 1)[batch.positions_N])
+        else:
+            logits_RLV = self.model(input_ids=batch.input_ids_RL, use_cache=False).logits
+            logits_NV = logits_RLV.flatten(0, 1)[batch.positions_N]
+        logprobs_N, entropy_N = logprobs_and_entropy(logits_NV, batch.targets_N, temperature=temperature)
+        shape = (batch.num_completions, batch.max_completion_tokens)
+        index = (batch.rows_N, batch.columns_N)
+        return TokenScores(
+            logprobs_N.new_zeros(shape).index_put(index, logprobs_N),
+            entropy_N.new_zeros(shape).index_put(index, entropy_N),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that transformers alone loads: weights, config, tokenizer, generation config."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _head_is_linear(model: PreTrainedModel) -> bool:
+    """Whether the logits are just the output embedding of the last hidden state.
+
+    Some families scale or cap their logits after the head; asking the model itself is safer than a list of names.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return False
+    parameter = next(model.parameters())
+    if parameter.is_meta:
+        return False
+    was_training = model.training
+    model.eval()
+    input_ids = torch.arange(min(4, model.config.get_text_config().vocab_size), device=parameter.device)[None]
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    model.train(was_training)
+    return torch.equal(head(hidden), logits)
+
+
+def frozen_copy(policy: Policy, weights: dict[str, Tensor]) -> Policy:
+    """A second policy that is never trained, with the given weights: the reference model of the KL penalty.
+
+    Args:
+        policy: The policy whose architecture it shares.
+        weights: The reference's weights, the state dict of a policy's model.
+    """
+    model = type(policy.model)(policy.model.config).to(next(policy.model.parameters()).dtype)
+    model.load_state_dict(weights)
+    model.requires_grad_(False).eval()
+    return Policy(model, policy.tokenizer)

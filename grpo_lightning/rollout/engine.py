@@ -1,0 +1,41 @@
+"""The contract that every rollout engine keeps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from grpo_lightning.types import Completion, Coordinates, GenerationRequest, SamplingParams
+
+
+class RolloutEngine(ABC):
+    """Draws completions from the policy.
+
+    Every engine keeps this contract, to which one test holds them all:
+
+    * `generate` returns `num_completions` completions for each request, request-major, in the order of the requests.
+    * `sampler_logprobs` are those of the distribution really drawn from, and equal a teacher-forced forward's.
+    * A token is a function of (seed, stream, iteration, slot, sample index, position) and the weights alone: whatever
+      else is in the batch, and however the requests are spread over ranks, the same coordinates give the same tokens.
+    * An end-of-sequence token exactly at the length limit is `FinishReason.EOS`, not a truncation.
+    """
+
+    @abstractmethod
+    def setup(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]
+    ) -> None:
+        """Attach the policy whose completions are wanted. Called once, before the first `generate`."""
+
+    @abstractmethod
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
+    ) -> list[Completion]:
+        """Draw the completions of every request."""
+
+    @abstractmethod
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take over the policy's weights, numbered `version`, before the next `generate`."""
+
+    def close(self) -> None:  # noqa: B027 - most engines hold nothing to give back
+        """Give back what the engine holds. Called once, after the last `generate`."""

@@ -1,0 +1,284 @@
+"""The domain's dictionary: what flows between the stages of an iteration.
+
+Dimension legend, used as suffixes of tensor names in the whole package::
+
+    P  prompts of one iteration on this rank     T  completion positions
+    G  completions per prompt (the group)        L  sequence positions (prompt and completion)
+    B  = P*G completions, prompt-major           N  tokens of a packed row
+    V  vocabulary                                K  reward callbacks
+
+Three log-probabilities of a sampled token are told apart everywhere and never share a name:
+
+``sampler_logprobs``
+    of the distribution that the rollout engine really drew from (mu);
+``old_logprobs``
+    of the trainer's policy at the start of the iteration's updates (pi_old);
+``logprobs``
+    of the policy now (pi_theta).
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Message = Mapping[str, str]
+"""One turn of a conversation: ``{"role": "user", "content": "2+2?"}``."""
+
+
+class ConfigurationError(ValueError):
+    """A mistake in what the user gave: a setting, a file, a reward function's return value.
+
+    The command line prints its message, which names the YAML key, file or line and fits in three lines, without a
+    traceback and exits with code 2. Everything else that is raised is a defect, and keeps its traceback.
+    """
+
+
+class Stream(enum.IntEnum):
+    """What a random number is for. Numbers of different streams are independent, so that no use disturbs another."""
+
+    TRAINING = 0
+    """Tokens of training rollouts."""
+    VALIDATION = 1
+    """Tokens of `validate`, also in the middle of `fit`."""
+    TEST = 2
+    """Tokens of `test`."""
+    PREDICT = 3
+    """Tokens of `predict` and of `chat`."""
+    PROMPT_ORDER = 4
+    """The order of the prompts of an epoch."""
+    DATA = 5
+    """The content of generated data sets."""
+    STATISTICS = 6
+    """Resampling in statistics, for instance the subsets of maj@k."""
+
+
+class FinishReason(enum.Enum):
+    """Why a completion ended."""
+
+    EOS = "eos"
+    """The policy drew an end-of-sequence token (the last of `token_ids`, and a loss token)."""
+    STOP = "stop"
+    """The text reached one of the stop strings."""
+    LENGTH = "length"
+    """`max_new_tokens` was reached and the last token is no end of sequence: the completion is truncated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One row of a data set, ready to be completed.
+
+    Example: ``Prompt(index=3, token_ids=(5, 9, 2), text="2+2=", columns={"answer": "4"})``
+    """
+
+    index: int
+    """The row's number in its split: the prompt's identity, for retirement."""
+    token_ids: tuple[int, ...]
+    """The prompt as the policy reads it, chat template and generation prompt included."""
+    text: str
+    """The prompt as a person reads it: the plain text, or the last user turn of a conversation."""
+    messages: tuple[Message, ...] | None = None
+    """The conversation, where the data are conversational; then reward functions get messages."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other columns (``answer`` ...), handed to reward functions by name."""
+
+
+class Demonstration(NamedTuple):
+    """A worked example for the cold start: what to read and what to write, in tokens."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    """The tokens to imitate, end of sequence included."""
+
+
+class EvaluationPrompt(NamedTuple):
+    """A held-out prompt and its place in the held-out set, the slot of its random numbers."""
+
+    slot: int
+    prompt: Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """G completions of one prompt.
+
+    Example: ``GenerationRequest(slot=17, token_ids=(5, 9, 2), num_completions=8)``
+    """
+
+    slot: int
+    """The prompt's number within the iteration, over all ranks: the coordinate of its random numbers. A prompt drawn
+    twice in an iteration has two slots, and so two different groups."""
+    token_ids: tuple[int, ...]
+    num_completions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How completions are drawn.
+
+    Args:
+        temperature: Divides the logits, > 0; 0 means greedy (evaluation only).
+        max_new_tokens: Longest completion in tokens, end-of-sequence token included, >= 1.
+        min_new_tokens: No end of sequence before this many tokens.
+        top_k: Draw from the k likeliest tokens; None for all. Evaluation only.
+        top_p: Draw from the smallest set of tokens whose probability reaches this, in (0, 1]. Evaluation only.
+        stop: Strings that end a completion; the text keeps them.
+    """
+
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    top_k: int | None = None
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """Where in a run a rollout stands. With slot, sample index and position they determine every random number."""
+
+    seed: int
+    stream: Stream
+    iteration: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One sampled completion.
+
+    Example: ``Completion(token_ids=(7, 1), sampler_logprobs=(-0.2, -0.01), text="4",
+    finish_reason=FinishReason.EOS, weight_version=12)``
+    """
+
+    token_ids: tuple[int, ...]
+    """Every generated token, the end-of-sequence token included where one was drawn."""
+    sampler_logprobs: tuple[float, ...]
+    """One per token, natural logarithm, of the distribution really drawn from (temperature, top-k, top-p, suppressed
+    end of sequence applied)."""
+    text: str
+    """The decoded tokens without special tokens."""
+    finish_reason: FinishReason
+    weight_version: int = 0
+    """The number of optimizer steps behind the weights that drew it."""
+    loss_mask: tuple[bool, ...] | None = None
+    """False for tokens that the policy did not draw (tool output); None means all True."""
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the length limit cut it off."""
+        return self.finish_reason is FinishReason.LENGTH
+
+
+class StepScores(NamedTuple):
+    """The scores of the steps of one completion, for process supervision (DeepSeekMath section 4.1.3).
+
+    Example: two steps that end at tokens 3 and 9 of the completion: ``StepScores((1.0, 0.0), (3, 9))``.
+    """
+
+    scores: tuple[float, ...]
+    end_positions: tuple[int, ...]
+    """The completion position of each step's last token, increasing."""
+
+
+Score = float | StepScores | None
+"""What a reward says of one completion; None: this reward does not apply to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """The groups that one rank sampled in one iteration: prompt p has completions p*G .. (p+1)*G - 1."""
+
+    iteration: int
+    slots: tuple[int, ...]
+    prompts: tuple[Prompt, ...]
+    completions: tuple[Completion, ...]
+
+    @property
+    def group_size(self) -> int:
+        """G, the number of completions per prompt."""
+        return len(self.completions) // len(self.prompts) if self.prompts else 0
+
+    @property
+    def completion_prompts(self) -> tuple[Prompt, ...]:
+        """The prompt of each completion, in the completions' order."""
+        return tuple(prompt for prompt in self.prompts for _ in range(self.group_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """What the reward callbacks said of a rollout, one column each.
+
+    Example, two completions and two rewards, of which the second failed on the second completion::
+
+        names=("accuracy", "format"), weights=(1.0, 0.5),
+        values_BK=[[1.0, 0.0], [0.0, nan]], failed_BK=[[False, False], [False, True]]
+        totals_B=[1.0, nan], valid_B=[True, False]
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    values_BK: Tensor
+    """float64; NaN where a reward does not apply or failed."""
+    failed_BK: Tensor
+    """bool; True where a reward raised, timed out, crashed or returned NaN."""
+    steps: Mapping[str, Sequence[StepScores | None]] = field(default_factory=dict)
+    """Per reward that returned step scores: those of each completion."""
+
+    @property
+    def valid_B(self) -> Tensor:
+        """bool: no reward failed and at least one applies. The others take no part in the group's statistics."""
+        return ~self.failed_BK.any(dim=1) & (~self.values_BK.isnan()).any(dim=1)
+
+    @property
+    def totals_B(self) -> Tensor:
+        """float64: the weighted sum over the rewards that apply; NaN where not `valid_B`."""
+        weights_K = self.values_BK.new_tensor(self.weights)
+        totals_B = (self.values_BK.nan_to_num(0.0) * weights_K).sum(dim=1)
+        return totals_B.masked_fill(~self.valid_B, float("nan"))
+
+
+class Statistic(NamedTuple):
+    """A mean that is still a sum and a count, so that it can be reduced exactly over any split."""
+
+    sum: Tensor
+    count: Tensor
+
+
+class ForwardBatch(NamedTuple):
+    """Completions laid out for one training forward: which tokens to feed, and where each loss token's score is.
+
+    R is the number of rows of the forward, which a packed layout makes smaller than B; N counts the completion tokens
+    of the batch. The state at ``positions_N[n]`` predicts the token ``targets_N[n]``, whose score belongs to
+    completion ``rows_N[n]``, position ``columns_N[n]``.
+    """
+
+    input_ids_RL: Tensor
+    positions_N: Tensor
+    """int64, indices into the flattened R*L positions."""
+    targets_N: Tensor
+    rows_N: Tensor
+    columns_N: Tensor
+    num_completions: int
+    """B of this batch."""
+    max_completion_tokens: int
+    """T of this batch."""
+
+
+class TokenScores(NamedTuple):
+    """What the policy says of each completion token; 0 where a completion has no token."""
+
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    """Entropy in nats of the distribution that the token was drawn from."""
+
+
+class LossOutput(NamedTuple):
+    """The loss of some completions of a minibatch: a SUM already divided by the whole minibatch's global counts.
+
+    Adding the outputs of any partition of a minibatch gives the output of the whole.
+    """
+
+    loss: Tensor
+    statistics: dict[str, Statistic]
