@@ -282,3 +282,27 @@ class LossOutput(NamedTuple):
 
     loss: Tensor
     statistics: dict[str, Statistic]
+
+
+class MinibatchCounts(NamedTuple):
+    """What a minibatch counts over all ranks, fixed before its first backward: the denominators of the loss."""
+
+    tokens: int
+    """Loss tokens."""
+    sequences: int
+    """Completions with at least one loss token."""
+    groups: int
+    """Groups with at least one loss token."""
+
+
+class LossBatch(NamedTuple):
+    """Some completions of a minibatch, as the objective sees them; 0 where a completion has no token."""
+
+    advantages_BT: Tensor
+    """Shape [B, 1] under outcome supervision."""
+    mask_BT: Tensor
+    """bool, the loss tokens."""
+    old_logprobs_BT: Tensor | None
+    """None on the only update of an iteration: then old and current are the same."""
+    reference_logprobs_BT: Tensor | None
+    """None where nothing needs a reference."""
