@@ -1,5 +1,6 @@
 """Rollout engines: draw completions from the policy."""
 
 from grpo_lightning.rollout.engine import RolloutEngine
+from grpo_lightning.rollout.inprocess import InProcessEngine
 
-__all__ = ["RolloutEngine"]
+__all__ = ["InProcessEngine", "RolloutEngine"]

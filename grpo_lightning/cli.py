@@ -1,0 +1,151 @@
+"""The command line: `grpo-lightning fit|validate|test|predict|chat`.
+
+The only place where everything meets: what is imported here can be named in YAML by its class name alone.
+"""
+
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import grpo_lightning
+import grpo_lightning.callbacks
+from grpo_lightning import chat
+from grpo_lightning.cold_start import make_missing_policy
+from grpo_lightning.parse_errors import condense
+from grpo_lightning.types import ConfigurationError
+
+OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {"chat": chat.main}
+"""Commands that are not the Trainer's."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command, as in ``main(["fit", "--config", "configs/quickstart.yaml"])``.
+
+    Args:
+        args: What follows the program's name on the command line; None takes it from there.
+
+    Raises:
+        SystemExit: With code 2 after a user's mistake, whose message is on stderr.
+    """
+    args = sys.argv[1:] if args is None else args
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())  # a user's own modules lie in the current folder
+    with _mistakes_without_traceback():
+        if args and args[0] in OTHER_COMMANDS:
+            OTHER_COMMANDS[args[0]](args[1:])
+            return
+        _import_named_parts()
+        parser_kwargs = {"exit_on_error": False, "allow_abbrev": False}
+        _CommandLine(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "version": grpo_lightning.__version__,
+                "description": "GRPO training of language models. To talk to a policy: grpo-lightning chat --help",
+                **parser_kwargs,
+                **{command: parser_kwargs for command in _CommandLine.subcommands()},
+            },
+            args=args,
+        )
+
+
+class _CommandLine(LightningCLI):
+    """Lightning's command line with one seed for everything and the policy made first where it is missing."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for owner in ("model", "data"):
+            parser.link_arguments(("seed_everything", owner), f"{owner}.init_args.seed", compute_fn=_the_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the settings alone: Lightning would let the checkpoint's win over the command line's, unsaid."""
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        _require_checkpoint(settings.get("ckpt_path"))
+        policy = settings.get("model.init_args.policy")
+        if self.subcommand == "fit" and isinstance(policy, Namespace):
+            make_missing_policy(policy, seed=int(settings["seed_everything"]))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, ModuleNotFoundError) as error:
+            raise ConfigurationError(f"trainer: {error}") from error
+
+
+def _the_seed(seed_everything: bool | int, owner: Namespace | None) -> int:
+    """The value of `model.seed` and `data.seed`, which are `seed_everything` and nothing else."""
+    if isinstance(seed_everything, bool):
+        raise ConfigurationError(f"seed_everything must be a whole number >= 0, got {seed_everything}.")
+    given = (owner.get("init_args.seed") if owner else None) or seed_everything
+    if given != seed_everything:
+        raise ConfigurationError(
+            f"model.seed and data.seed follow seed_everything ({seed_everything}), got {given}: set seed_everything."
+        )
+    return seed_everything
+
+
+def _require_checkpoint(path: str | None) -> None:
+    keywords = ("last", "best", "hpc", "registry")
+    if path is not None and not str(path).startswith(keywords) and not Path(path).exists():
+        raise ConfigurationError(f"ckpt_path: the checkpoint {str(path)!r} does not exist.")
+
+
+def _import_named_parts() -> None:
+    """Import every part that a config may name, since a short class name is found among imported classes only."""
+    for package in (grpo_lightning, grpo_lightning.callbacks):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+
+
+@contextmanager
+def _mistakes_without_traceback() -> Iterator[None]:
+    """Print a user's mistake in at most three lines, once over all ranks, and exit with code 2."""
+    try:
+        yield
+    except ArgumentError as error:
+        _exit(condense(str(error)))
+    except Exception as error:
+        mistake = next(filter(_is_mistake, _causes(error)), None)
+        if mistake is None:
+            raise
+        _exit(str(mistake))
+
+
+def _is_mistake(error: BaseException) -> bool:
+    return isinstance(error, ConfigurationError | MisconfigurationException)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from: jsonargparse wraps what a constructor raises."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _exit(message: str) -> None:
+    if rank_zero_only.rank in (None, 0):
+        lines = [line for line in message.strip().splitlines() if line.strip()]
+        print("error: " + "\n".join(lines[:3]), file=sys.stderr)
+    raise SystemExit(2)

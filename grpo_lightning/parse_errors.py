@@ -1,0 +1,162 @@
+"""What the parser says of a bad setting, cut down to the key, what was expected and what came.
+
+jsonargparse reports every alternative of every union that it tried, nested, with the whole value that it was given:
+twenty lines for a misspelt word. The first reason in it that says anything is the one a person needs.
+"""
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from lightning.pytorch import Trainer
+
+LONGEST_LINE = 300
+
+_KEY = re.compile(r'^Parser key "(?P<key>[^"]+)":\s*(?P<reason>.*)$')
+_CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':$")
+_GIVEN = re.compile(r"^Given value: (?:NestedArg\(key='.*', val=(?P<nested>.*)\)|(?P<value>.*))$")
+_NOISE = re.compile(
+    r"^(Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a path but|Expected a <class 'NoneTyp"
+    r"|Not a valid subclass of|Subclass types expect one of:|a class path|a dict with|$)"
+)
+_ALTERNATIVE = re.compile(r"^Expected an? (?P<type>(?!dot import path)(?!.*Got value:).+)$")
+
+_UNKNOWN = re.compile(
+    r"^(?:Option '|Subcommand '\w+' does not accept option '|unrecognized arguments: --)(?P<key>[\w.]+)"
+)
+_REQUIRED = re.compile(r"^the following arguments are required: (?P<keys>.+)$")
+_NO_CLASS = re.compile(r"^Expected a dot import path string: (?P<name>.+)$")
+_MISMATCH = re.compile(r"^Expected an? (?P<type>.+)\. Got value: (?P<value>.*)$")
+_PLAIN_TYPES = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "true or false"}
+
+
+@dataclass
+class _Problem:
+    """What could be read from the parser's message, from its first reason upwards."""
+
+    keys: list[str] = field(default_factory=list)
+    class_path: str | None = None
+    reason: str = ""
+    alternatives: list[str] = field(default_factory=list)
+    given: str | None = None
+
+    def key(self, name: str | None = None) -> str:
+        """The YAML key in question, without `init_args` and the name of the subcommand."""
+        return ".".join([*self.keys, *([name] if name else [])]).replace("init_args.", "")
+
+
+def condense(message: str) -> str:
+    """Say in at most three lines what the parser says in twenty.
+
+    Args:
+        message: Of jsonargparse's `ArgumentError`.
+
+    Returns:
+        The YAML key, what was expected and what came; for a misspelt name, the likely one.
+    """
+    problem = _read(message)
+    return _three_lines(_explain(problem) if problem.reason or problem.alternatives else message)
+
+
+def _read(message: str) -> _Problem:
+    problem = _Problem()
+    for line in (raw.strip().removeprefix("- ") for raw in message.splitlines()):
+        if key := _KEY.match(line):
+            problem.keys.append(key["key"])
+            problem.reason = key["reason"]
+        elif named := _CLASS.match(line):
+            problem.class_path = named["path"]
+        elif given := _GIVEN.match(line):
+            problem.given = given["nested"] or repr(given["value"])
+        elif _NOISE.match(line):
+            continue
+        elif alternative := _ALTERNATIVE.match(line):
+            problem.alternatives.append(alternative["type"])
+        else:
+            problem.reason = line
+        if problem.reason or problem.given:
+            break
+    return problem
+
+
+def _explain(problem: _Problem) -> str:
+    if unknown := _UNKNOWN.match(problem.reason):
+        return _unknown_setting(problem, unknown["key"].replace("init_args.", ""))
+    if required := _REQUIRED.match(problem.reason):
+        names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in required["keys"].split(", ")]
+        return f"{', '.join(problem.key(name) for name in names)} must be given."
+    if mismatch := _MISMATCH.match(problem.reason):
+        return f"{problem.key()} must be {_plain(mismatch['type'])}, got {mismatch['value']!r}."
+    if missing := _NO_CLASS.match(problem.reason):
+        return f"{problem.key()}: no class is called {missing['name']!r}" + _did_you_mean(
+            missing["name"], _known_classes(), otherwise="; a class of your own is named with its file: `file.Class`."
+        )
+    if not problem.reason:
+        return f"{problem.key()} must be {' or '.join(map(_plain, problem.alternatives))}, got {problem.given}."
+    if problem.class_path:
+        return f"{problem.key()}: cannot load the class {problem.class_path!r}: {problem.reason}."
+    return f"{problem.key()}: {problem.reason}" if problem.keys else problem.reason
+
+
+def _unknown_setting(problem: _Problem, name: str) -> str:
+    if problem.class_path is None:
+        known = [f"trainer.{setting}" for setting in _settings(Trainer)]
+        return f"There is no setting {name!r}" + _did_you_mean(name, [*known, "trainer", "model", "data"])
+    owner, leaf = _owner(problem.class_path, name.split("."))
+    known = _settings(owner) if owner else []
+    return f"{problem.key(name)}: {owner.__name__ if owner else 'the class'} has no such setting" + _did_you_mean(
+        leaf, known
+    )
+
+
+def _owner(class_path: str, names: list[str]) -> tuple[type | None, str]:
+    """The class in which the last of `names` was looked for: that of `class_path`, or of one of its settings."""
+    module, _, name = class_path.rpartition(".")
+    owner: Any = getattr(importlib.import_module(module), name, None)
+    for parent in names[:-1]:
+        owner = get_type_hints(owner.__init__).get(parent)
+        if not isinstance(owner, type):
+            return None, names[-1]
+    return owner, names[-1]
+
+
+def _settings(owner: type) -> list[str]:
+    """The names of the constructor's parameters, those of parent classes included."""
+    parents = [vars(parent)["__init__"] for parent in owner.__mro__ if "__init__" in vars(parent)]
+    names = (parameter for initializer in parents for parameter in inspect.signature(initializer).parameters)
+    return [name for name in dict.fromkeys(names) if name not in ("self", "args", "kwargs")]
+
+
+def _known_classes() -> set[str]:
+    """The names that short class paths resolve to: what the command line has imported."""
+    prefixes = ("grpo_lightning", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
+    modules = [module for name, module in sys.modules.items() if name.startswith(prefixes)]
+    return {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, type) and not name.startswith("_") and value.__module__.startswith(prefixes)
+    }
+
+
+def _did_you_mean(name: str, known: Iterable[str], *, otherwise: str = ".") -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else otherwise
+
+
+def _plain(type_name: str) -> str:
+    """The parser's name of a type, as a person would write it."""
+    name = re.sub(r"^<class '(.+)'>$", r"\1", type_name)
+    if literal := re.match(r"^typing\.Literal\[(.+)\]$", name):
+        return f"one of {literal[1]}"
+    return _PLAIN_TYPES.get(name, name)
+
+
+def _three_lines(message: str) -> str:
+    lines = [line.rstrip() for line in message.strip().splitlines() if line.strip()][:3]
+    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..." for line in lines)
