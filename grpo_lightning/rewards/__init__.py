@@ -1,5 +1,14 @@
 """Rewards: what a completion is worth."""
 
 from grpo_lightning.rewards.callback import RewardCallback
+from grpo_lightning.rewards.function_reward import FunctionReward
+from grpo_lightning.rewards.scoring import RewardFailure, check_failure_rate, find_rewards, score_rollout
 
-__all__ = ["RewardCallback"]
+__all__ = [
+    "FunctionReward",
+    "RewardCallback",
+    "RewardFailure",
+    "check_failure_rate",
+    "find_rewards",
+    "score_rollout",
+]

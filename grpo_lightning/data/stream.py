@@ -1,0 +1,83 @@
+"""The global order of the training prompts."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+from grpo_lightning.functional.random import permutation
+from grpo_lightning.types import ConfigurationError, Prompt, Stream
+
+
+class PromptStream:
+    """Training prompts without end: epoch e is a permutation that (seed, e) determine, the same on every rank.
+
+    Args:
+        prompts: The training prompts, at least one.
+        seed: Of the order.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
+        if not prompts:
+            raise ConfigurationError("data: the train split has no prompts.")
+        self.prompts = prompts
+        self.seed = seed
+        self.epoch = 0
+        self.cursor = 0
+        self.retired: set[int] = set()
+        self._order = self._permutation()
+
+    def take(self, n: int) -> list[Prompt]:
+        """The next n prompts, on into the next epoch where this one ends.
+
+        Raises:
+            ConfigurationError: Every prompt has been retired.
+        """
+        taken: list[Prompt] = []
+        while len(taken) < n:
+            if len(self.retired) == len(self.prompts):
+                raise ConfigurationError("data: every prompt of the train split has been retired.")
+            if self.cursor == len(self.prompts):
+                self.epoch, self.cursor = self.epoch + 1, 0
+                self._order = self._permutation()
+            index = self._order[self.cursor]
+            self.cursor += 1
+            if index not in self.retired:
+                taken.append(self.prompts[index])
+        return taken
+
+    def retire(self, index: int) -> None:
+        """Never draw this prompt again."""
+        self.retired.add(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, and a fingerprint of what it stands in."""
+        return {
+            "epoch": self.epoch,
+            "cursor": self.cursor,
+            "retired": sorted(self.retired),
+            "fingerprint": self._fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another stream over the same data stood.
+
+        Raises:
+            ConfigurationError: The training prompts are not those of the checkpoint.
+        """
+        if state["fingerprint"] != self._fingerprint():
+            raise ConfigurationError(
+                f"data: the train split ({len(self.prompts)} prompts) is not the one that the checkpoint was trained "
+                "on. Resume with its data and seed, or start a new run from the exported policy."
+            )
+        self.epoch, self.cursor, self.retired = state["epoch"], state["cursor"], set(state["retired"])
+        self._order = self._permutation()
+
+    def _permutation(self) -> list[int]:
+        order = permutation(len(self.prompts), seed=self.seed, stream=Stream.PROMPT_ORDER, epoch=self.epoch)
+        return [int(i) for i in order]
+
+    def _fingerprint(self) -> str:
+        digest = sha256(f"{self.seed} {len(self.prompts)}".encode())
+        for prompt in self.prompts:
+            digest.update(repr(prompt.token_ids).encode())
+        return digest.hexdigest()[:16]
