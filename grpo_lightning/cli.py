@@ -22,7 +22,7 @@ import grpo_lightning
 import grpo_lightning.callbacks
 from grpo_lightning import chat
 from grpo_lightning.cold_start import make_missing_policy
-from grpo_lightning.parse_errors import condense
+from grpo_lightning.parse_errors import check_config_files, condense
 from grpo_lightning.types import ConfigurationError
 
 OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {"chat": chat.main}
@@ -42,9 +42,11 @@ def main(args: list[str] | None = None) -> None:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # a user's own modules lie in the current folder
     with _mistakes_without_traceback():
-        if args and args[0] in OTHER_COMMANDS:
+        _require_command(args)
+        if args[0] in OTHER_COMMANDS:
             OTHER_COMMANDS[args[0]](args[1:])
             return
+        check_config_files(args)
         _import_named_parts()
         parser_kwargs = {"exit_on_error": False, "allow_abbrev": False}
         _CommandLine(
@@ -64,6 +66,9 @@ def main(args: list[str] | None = None) -> None:
             },
             args=args,
         )
+
+
+_MISTAKES = (ConfigurationError, MisconfigurationException)
 
 
 class _CommandLine(LightningCLI):
@@ -91,6 +96,13 @@ class _CommandLine(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"trainer: {error}") from error
+
+
+def _require_command(args: list[str]) -> None:
+    commands = [*_CommandLine.subcommands(), *OTHER_COMMANDS]
+    if not args or (args[0] not in commands and not args[0].startswith("-")):
+        got = repr(args[0]) if args else "none"
+        raise ConfigurationError(f"The first word must be a command ({', '.join(commands)}), got {got}.")
 
 
 def _the_seed(seed_everything: bool | int, owner: Namespace | None) -> int:
@@ -124,17 +136,13 @@ def _mistakes_without_traceback() -> Iterator[None]:
     """Print a user's mistake in at most three lines, once over all ranks, and exit with code 2."""
     try:
         yield
-    except ArgumentError as error:
-        _exit(condense(str(error)))
     except Exception as error:
-        mistake = next(filter(_is_mistake, _causes(error)), None)
-        if mistake is None:
-            raise
-        _exit(str(mistake))
-
-
-def _is_mistake(error: BaseException) -> bool:
-    return isinstance(error, ConfigurationError | MisconfigurationException)
+        mistake = next((cause for cause in _causes(error) if isinstance(cause, _MISTAKES)), None)
+        if mistake is not None:
+            _exit(str(mistake))
+        if isinstance(error, ArgumentError):
+            _exit(condense(str(error)))
+        raise
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -9,11 +9,16 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from lightning.pytorch import Trainer
+
+from grpo_lightning.types import ConfigurationError
 
 LONGEST_LINE = 300
 
@@ -27,7 +32,8 @@ _NOISE = re.compile(
 _ALTERNATIVE = re.compile(r"^Expected an? (?P<type>(?!dot import path)(?!.*Got value:).+)$")
 
 _UNKNOWN = re.compile(
-    r"^(?:Option '|Subcommand '\w+' does not accept option '|unrecognized arguments: --)(?P<key>[\w.]+)"
+    r"^(?:Option '|Group '(?P<group>[\w.]+)' does not accept option '|Subcommand '\w+' does not accept option '"
+    r"|unrecognized arguments: --)(?P<key>[\w.]+)"
 )
 _REQUIRED = re.compile(r"^the following arguments are required: (?P<keys>.+)$")
 _NO_CLASS = re.compile(r"^Expected a dot import path string: (?P<name>.+)$")
@@ -60,7 +66,31 @@ def condense(message: str) -> str:
         The YAML key, what was expected and what came; for a misspelt name, the likely one.
     """
     problem = _read(message)
-    return _three_lines(_explain(problem) if problem.reason or problem.alternatives else message)
+    return _three_lines(_explain(problem) if problem.keys or problem.reason else message)
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """Read the config files that a command line names, since the parser does not say which of them is broken.
+
+    Args:
+        args: The command line.
+
+    Raises:
+        ConfigurationError: A file does not exist, is not YAML or holds no settings; the message names file and line.
+    """
+    for option, value in zip_longest(args, args[1:]):
+        name, _, path = option.partition("=") if "=" in option else (option, "", value)
+        if name not in ("--config", "-c"):
+            continue
+        try:
+            content = yaml.safe_load(Path(path or "").expanduser().read_text())
+        except OSError as error:
+            raise ConfigurationError(f"--config: cannot read {path!r}: {error.strerror}.") from error
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            raise ConfigurationError(f"{path}, line {line} is not YAML: {error.problem}.") from error
+        if not isinstance(content, dict):
+            raise ConfigurationError(f"{path} must hold settings as `key: value`, got {str(content)[:50]!r}.")
 
 
 def _read(message: str) -> _Problem:
@@ -86,7 +116,8 @@ def _read(message: str) -> _Problem:
 
 def _explain(problem: _Problem) -> str:
     if unknown := _UNKNOWN.match(problem.reason):
-        return _unknown_setting(problem, unknown["key"].replace("init_args.", ""))
+        name = f"{unknown['group']}.{unknown['key']}" if unknown["group"] else unknown["key"]
+        return _unknown_setting(problem, name.replace("init_args.", ""))
     if required := _REQUIRED.match(problem.reason):
         names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in required["keys"].split(", ")]
         return f"{', '.join(problem.key(name) for name in names)} must be given."
@@ -96,6 +127,8 @@ def _explain(problem: _Problem) -> str:
         return f"{problem.key()}: no class is called {missing['name']!r}" + _did_you_mean(
             missing["name"], _known_classes(), otherwise="; a class of your own is named with its file: `file.Class`."
         )
+    if not problem.reason and not problem.alternatives:
+        return f"{problem.key()} must have a `class_path`, and its settings under `init_args`, and nothing else."
     if not problem.reason:
         return f"{problem.key()} must be {' or '.join(map(_plain, problem.alternatives))}, got {problem.given}."
     if problem.class_path:

@@ -1,6 +1,7 @@
 """The global order of the training prompts."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -55,7 +56,7 @@ class PromptStream:
             "epoch": self.epoch,
             "cursor": self.cursor,
             "retired": sorted(self.retired),
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self._fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ class PromptStream:
         Raises:
             ConfigurationError: The training prompts are not those of the checkpoint.
         """
-        if state["fingerprint"] != self._fingerprint():
+        if state["fingerprint"] != self._fingerprint:
             raise ConfigurationError(
                 f"data: the train split ({len(self.prompts)} prompts) is not the one that the checkpoint was trained "
                 "on. Resume with its data and seed, or start a new run from the exported policy."
@@ -76,6 +77,7 @@ class PromptStream:
         order = permutation(len(self.prompts), seed=self.seed, stream=Stream.PROMPT_ORDER, epoch=self.epoch)
         return [int(i) for i in order]
 
+    @cached_property
     def _fingerprint(self) -> str:
         digest = sha256(f"{self.seed} {len(self.prompts)}".encode())
         for prompt in self.prompts:

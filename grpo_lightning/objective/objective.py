@@ -48,7 +48,8 @@ class Objective:
         """
         logprobs_BT, mask_BT = scores.logprobs_BT, batch.mask_BT
         old_logprobs_BT = logprobs_BT.detach() if batch.old_logprobs_BT is None else batch.old_logprobs_BT
-        objective_BT, per_token = self.surrogate(logprobs_BT, old_logprobs_BT, batch.advantages_BT)
+        advantages_BT = batch.advantages_BT.to(logprobs_BT.dtype)
+        objective_BT, per_token = self.surrogate(logprobs_BT, old_logprobs_BT, advantages_BT)
         if self.kl is not None and batch.reference_logprobs_BT is not None:
             kl_BT = k3(logprobs_BT, batch.reference_logprobs_BT)
             objective_BT = objective_BT - self.kl.coefficient * kl_BT

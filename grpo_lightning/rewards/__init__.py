@@ -2,12 +2,12 @@
 
 from grpo_lightning.rewards.callback import RewardCallback
 from grpo_lightning.rewards.function_reward import FunctionReward
-from grpo_lightning.rewards.scoring import RewardFailure, check_failure_rate, find_rewards, score_rollout
+from grpo_lightning.rewards.scoring import RewardFailureError, check_failure_rate, find_rewards, score_rollout
 
 __all__ = [
     "FunctionReward",
     "RewardCallback",
-    "RewardFailure",
+    "RewardFailureError",
     "check_failure_rate",
     "find_rewards",
     "score_rollout",

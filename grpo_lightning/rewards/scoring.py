@@ -1,25 +1,35 @@
-"""From reward callbacks to one table of rewards: a column each, failures told from scores."""
+"""From the Trainer's callbacks to the rewards of a rollout, with failures told apart from low scores.
 
-import logging
+====================================  ==========================================================
+A reward says                         of that completion
+====================================  ==========================================================
+a finite number                       its value
+`StepScores`                          its value is the sum of the steps' scores
+None                                  the reward does not apply; the others decide
+NaN, infinity, or raises              the reward failed: the completion takes no part in the update
+====================================  ==========================================================
+
+A string, or a wrong number of values, is a mistake in the reward function. It stops the run at once, because no
+completion could be scored rightly.
+"""
+
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from grpo_lightning.rewards.callback import RewardCallback
 from grpo_lightning.types import Completion, ConfigurationError, Prompt, Rewards, Score, StepScores
 
-_log = logging.getLogger(__name__)
+
+class RewardFailureError(RuntimeError):
+    """A reward failed on so many completions that training on the rest would mean little."""
 
 
-class RewardFailure(RuntimeError):
-    """Too many completions could not be scored for training to go on."""
-
-
-def find_rewards(callbacks: Sequence[Callback]) -> list[RewardCallback]:
-    """The reward callbacks among the Trainer's callbacks.
+def find_rewards(callbacks: Sequence[object]) -> list[RewardCallback]:
+    """The reward callbacks among the Trainer's `callbacks`, in their order.
 
     Raises:
         ConfigurationError: There is none, or two have one name.
@@ -27,116 +37,140 @@ def find_rewards(callbacks: Sequence[Callback]) -> list[RewardCallback]:
     rewards = [callback for callback in callbacks if isinstance(callback, RewardCallback)]
     if not rewards:
         raise ConfigurationError(
-            "trainer.callbacks has no reward: add at least one, for instance `- class_path: ExactAnswer`."
+            "trainer.callbacks must name at least one reward, got none.\n"
+            "For instance: `--trainer.callbacks+=ExactAnswer`, or FunctionReward with your own function."
         )
-    names = [reward.name for reward in rewards]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(f"trainer.callbacks has two rewards named {name!r}: give one another `name`.")
+    by_name: dict[str, RewardCallback] = {}
+    for reward in rewards:
+        other = by_name.setdefault(reward.name, reward)
+        if other is not reward:
+            raise ConfigurationError(
+                f"trainer.callbacks: {type(other).__name__} and {type(reward).__name__} are both named "
+                f"{reward.name!r}. Give one of them another `name`."
+            )
     return rewards
 
 
 def score_rollout(
     rewards: Sequence[RewardCallback], prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> Rewards:
-    """Ask every reward about every completion.
+    """Score `completions` with every reward; `prompts[i]` is the prompt of `completions[i]`.
 
-    A reward that raises, or returns NaN or an infinity, has failed on the completions in question: they take no part in
-    their group. A reward that returns something that is no list of scores is a mistake of its author.
+    Each reward is called once with all completions of this rank. When that call raises, a `pointwise` reward is
+    asked again for each completion by itself, so that which completions fail does not depend on which others were
+    scored with them, nor on how they are spread over ranks.
 
     Raises:
-        ConfigurationError: A reward returned a wrong number of values, or a value that is no score.
+        ConfigurationError: A reward returned a wrong number of values, or values that are no scores.
     """
-    columns = [_column(reward, prompts, completions) for reward in rewards]
-    values = [[math.nan if not _is_number(v) else v for v in map(_total, column)] for column in columns]
-    failed = [[v is not None and not _is_number(v) for v in map(_total, column)] for column in columns]
+    values_BK = torch.full((len(completions), len(rewards)), math.nan, dtype=torch.float64)
+    failed_BK = torch.zeros((len(completions), len(rewards)), dtype=torch.bool)
+    steps: dict[str, Sequence[StepScores | None]] = {}
+    for k, reward in enumerate(rewards):
+        scores = _scores(reward, prompts, completions)
+        for b, score in enumerate(scores):
+            value = _value(reward, score, completions[b])
+            values_BK[b, k] = value
+            failed_BK[b, k] = score is not None and math.isnan(value)
+        if any(isinstance(score, StepScores) for score in scores):
+            steps[reward.name] = tuple(score if isinstance(score, StepScores) else None for score in scores)
     return Rewards(
         names=tuple(reward.name for reward in rewards),
         weights=tuple(reward.weight for reward in rewards),
-        values_BK=torch.tensor(values, dtype=torch.float64).T.reshape(len(completions), len(rewards)),
-        failed_BK=torch.tensor(failed, dtype=torch.bool).T.reshape(len(completions), len(rewards)),
-        steps={
-            reward.name: [score if isinstance(score, StepScores) else None for score in column]
-            for reward, column in zip(rewards, columns, strict=True)
-            if any(isinstance(score, StepScores) for score in column)
-        },
+        values_BK=values_BK,
+        failed_BK=failed_BK,
+        steps=steps,
     )
 
 
-def check_failure_rate(names: Sequence[str], num_failed: Sequence[float], count: float, limit: float) -> None:
-    """Stop a run whose rewards are broken.
+def check_failure_rate(
+    rewards: Sequence[RewardCallback], failed_counts: Sequence[int], count: int, max_failure_rate: float
+) -> None:
+    """Stop the run when a reward failed too often.
 
     Args:
-        names: Of the rewards.
-        num_failed: Failures of each reward, over all ranks.
-        count: Completions, over all ranks.
-        limit: Largest share of failures to go on with.
+        rewards: The K rewards.
+        failed_counts: Per reward, on how many completions it failed, over all ranks.
+        count: The number of completions scored, over all ranks.
+        max_failure_rate: The largest share of failures to go on with, in [0, 1].
 
     Raises:
-        RewardFailure: A reward failed more often.
+        RewardFailureError: A reward's share is larger.
     """
-    for name, failures in zip(names, num_failed, strict=True):
-        if failures > limit * count:
-            raise RewardFailure(
-                f"The reward {name!r} failed on {failures:.0f} of {count:.0f} completions, more than "
-                f"model.max_failure_rate = {limit:g} allows. Its first error is in the log above."
+    for reward, failed in zip(rewards, failed_counts, strict=True):
+        if failed > max_failure_rate * count:
+            first = reward.first_failure or "on another rank: see its log."
+            raise RewardFailureError(
+                f"{reward} failed on {failed} of {count} completions ({failed / count:.1%}); "
+                f"model.max_failure_rate allows {max_failure_rate:.1%}. The first failure was:\n{first}"
             )
 
 
-def _column(
+def _scores(
     reward: RewardCallback, prompts: Sequence[Prompt], completions: Sequence[Completion]
-) -> Sequence[Score]:
-    if not completions:
-        return []
+) -> list[Score | object]:
+    """What `reward` says of each completion, unchecked; NaN where it raised."""
     try:
-        scores = reward.score(prompts, completions)
+        return _as_list(reward, reward.score(prompts, completions), len(completions))
     except ConfigurationError:
         raise
     except Exception:
-        _show_once(reward, traceback.format_exc())
+        reward.report_failure(traceback.format_exc())
+    if not reward.pointwise or len(completions) == 1:
         return [math.nan] * len(completions)
-    if isinstance(scores, str) or not hasattr(scores, "__len__") or len(scores) != len(completions):
-        got = f"{len(scores)} values" if hasattr(scores, "__len__") and not isinstance(scores, str) else repr(scores)
+    pairs = zip(prompts, completions, strict=True)
+    return [_scores(reward, [prompt], [completion])[0] for prompt, completion in pairs]
+
+
+def _as_list(reward: RewardCallback, scores: object, count: int) -> list[Any]:
+    """`scores` as a list of `count` values."""
+    if not isinstance(scores, Iterable) or isinstance(scores, str | bytes | Mapping | set | StepScores):
+        raise ConfigurationError(f"{reward} must return a list of {count} scores, got {_describe(scores)}.")
+    values = list(scores)
+    if len(values) != count:
         raise ConfigurationError(
-            f"The reward {reward.name!r} ({type(reward).__name__}) must return {len(completions)} scores, one per "
-            f"completion, got {got[:80]}."
+            f"{reward} must return one score per completion: expected {count} values, got {len(values)}."
         )
-    return [_checked(reward, score, completion) for score, completion in zip(scores, completions, strict=True)]
+    return values
 
 
-def _checked(reward: RewardCallback, score: Score, completion: Completion) -> Score:
-    if isinstance(score, StepScores):
-        ends = score.end_positions
-        is_inside = all(0 <= end < len(completion.token_ids) for end in ends)
-        if len(ends) != len(score.scores) or list(ends) != sorted(set(ends)) or not is_inside:
-            raise ConfigurationError(
-                f"The reward {reward.name!r} must end its steps at increasing positions inside the completion of "
-                f"{len(completion.token_ids)} tokens, one per score, got {ends}."
-            )
-        return score
+def _value(reward: RewardCallback, score: object, completion: Completion) -> float:
+    """The number that stands for `score`; NaN where it is None or a failure."""
     if score is None:
-        return None
-    try:
-        return float(score) if not isinstance(score, str) else _refuse(reward, score)
-    except (TypeError, ValueError):
-        return _refuse(reward, score)
+        return math.nan
+    value = _sum_of_steps(reward, score, completion) if isinstance(score, StepScores) else _number(reward, score)
+    if math.isfinite(value):
+        return value
+    reward.report_failure(f"It returned {value} for the completion {completion.text[:200]!r}.")
+    return math.nan
 
 
-def _refuse(reward: RewardCallback, score: object) -> Score:
+def _number(reward: RewardCallback, score: object) -> float:
+    """`score` as a float: Python's, NumPy's and one-element tensors' numbers are all accepted."""
+    if not isinstance(score, str | bytes):
+        try:
+            return float(score)  # type: ignore[arg-type]  # whatever converts is welcome, the rest is reported
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
+            pass
     raise ConfigurationError(
-        f"The reward {reward.name!r} ({type(reward).__name__}) must return numbers, StepScores or None, got {score!r}."
+        f"{reward} must return a number, StepScores or None for each completion, got {_describe(score)}."
     )
 
 
-def _total(score: Score) -> float | None:
-    return sum(score.scores) if isinstance(score, StepScores) else score
+def _sum_of_steps(reward: RewardCallback, steps: StepScores, completion: Completion) -> float:
+    """The sum of the scores of `steps`, whose end positions must be increasing and inside the completion."""
+    ends = list(steps.end_positions)
+    length = len(completion.token_ids)
+    increasing = all(before < after for before, after in zip(ends, ends[1:], strict=False))
+    if not ends or len(steps.scores) != len(ends) or not increasing or ends[0] < 0 or ends[-1] >= length:
+        raise ConfigurationError(
+            f"{reward} must return StepScores with one increasing end position in 0..{length - 1} per score\n"
+            f"(the completion has {length} tokens), or None where there are no steps, got {_describe(steps)}."
+        )
+    return math.fsum(_number(reward, score) for score in steps.scores)
 
 
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _show_once(reward: RewardCallback, text: str) -> None:
-    if not getattr(reward, "_has_shown_failure", False):
-        reward._has_shown_failure = True  # type: ignore[attr-defined]
-        _log.warning("The reward %r failed; further failures are only counted.\n%s", reward.name, text)
+def _describe(value: object) -> str:
+    """`value` and its type, short enough for an error message."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"

@@ -1,0 +1,88 @@
+"""What a checkpoint of a GRPO run holds beside weights and optimizer, and at which moment of the loop it stands.
+
+Gradients in the middle of an accumulation window are not saved, so a checkpoint always stands at a window's end. A save
+that falls inside a window (a time interval, a signal, an exception) is rewound to the end of the window before, whose
+weights and optimizer are still the current ones.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from grpo_lightning.batching.experience import Experience, merged_state
+from grpo_lightning.types import ConfigurationError
+
+KEY = "grpo_lightning"
+
+
+@dataclass
+class Boundary:
+    """The end of the last accumulation window: what the module and the loops were."""
+
+    iteration: int = 0
+    tokens_generated: int = 0
+    tokens_trained: int = 0
+    seconds_by_phase: dict[str, float] = field(default_factory=dict)
+    stream: dict[str, Any] | None = None
+    experience: Experience | None = None
+    loops: dict[str, Any] = field(default_factory=dict)
+    is_current: bool = True
+    """False inside a window."""
+
+    def write(self, checkpoint: dict[str, Any], settings: dict[str, int]) -> None:
+        """Put the boundary into a checkpoint. Every rank calls it: the first one gathers the experience."""
+        if not self.is_current:
+            checkpoint["loops"]["fit_loop"] = deepcopy(self.loops)
+        checkpoint[KEY] = {
+            "iteration": self.iteration,
+            "tokens_generated": self.tokens_generated,
+            "tokens_trained": self.tokens_trained,
+            "seconds_by_phase": dict(self.seconds_by_phase),
+            "stream": self.stream,
+            "experience": _gathered(self.experience),
+            "settings": settings,
+        }
+
+
+def check_settings(state: dict[str, Any], settings: dict[str, int]) -> None:
+    """Refuse to go on in the middle of an iteration, or of an epoch, under settings that cut it otherwise.
+
+    Raises:
+        ConfigurationError: A setting differs that the rest of the iteration depends on.
+    """
+    for key, value in settings.items():
+        if state["settings"][key] != value:
+            raise ConfigurationError(
+                f"{key}: the checkpoint was written with {state['settings'][key]}, and cannot be resumed with {value}. "
+                "Start a new run from the exported policy instead."
+            )
+
+
+def check_weights(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse the checkpoint of another model.
+
+    Raises:
+        ConfigurationError: A weight is missing, is new, or has another shape.
+    """
+    for name in sorted({*saved, *current}):
+        shapes = [tuple(weights[name].shape) if name in weights else None for weights in (saved, current)]
+        if shapes[0] != shapes[1]:
+            described = ["absent" if shape is None else f"of shape {shape}" for shape in shapes]
+            raise ConfigurationError(
+                f"--ckpt_path: the checkpoint is of another model than model.policy: {name} is {described[0]} in the "
+                f"checkpoint and {described[1]} in the model."
+            )
+
+
+def _gathered(experience: Experience | None) -> dict[str, Any] | None:
+    if experience is None:
+        return None
+    state = experience.state_dict()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return state
+    is_first = torch.distributed.get_rank() == 0
+    states: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
+    torch.distributed.gather_object(state, states)
+    return merged_state(states) if states is not None else None
