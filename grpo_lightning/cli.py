@@ -7,16 +7,17 @@ import importlib
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import grpo_lightning
 import grpo_lightning.callbacks
@@ -41,6 +42,8 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # a user's own modules lie in the current folder
+    # Lightning 2.6 on torch 2.13; nothing that a user could change.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     with _mistakes_without_traceback():
         _require_command(args)
         if args[0] in OTHER_COMMANDS:
@@ -62,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
                 "version": grpo_lightning.__version__,
                 "description": "GRPO training of language models. To talk to a policy: grpo-lightning chat --help",
                 **parser_kwargs,
-                **{command: parser_kwargs for command in _CommandLine.subcommands()},
+                **dict.fromkeys(_CommandLine.subcommands(), parser_kwargs),
             },
             args=args,
         )
@@ -152,8 +155,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _exit(message: str) -> None:
-    if rank_zero_only.rank in (None, 0):
-        lines = [line for line in message.strip().splitlines() if line.strip()]
-        print("error: " + "\n".join(lines[:3]), file=sys.stderr)
+def _exit(message: str) -> NoReturn:
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    rank_zero_only(print)("error: " + "\n".join(lines[:3]), file=sys.stderr)
     raise SystemExit(2)

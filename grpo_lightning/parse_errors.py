@@ -26,8 +26,8 @@ _KEY = re.compile(r'^Parser key "(?P<key>[^"]+)":\s*(?P<reason>.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':$")
 _GIVEN = re.compile(r"^Given value: (?:NestedArg\(key='.*', val=(?P<nested>.*)\)|(?P<value>.*))$")
 _NOISE = re.compile(
-    r"^(Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a path but|Expected a <class 'NoneTyp"
-    r"|Not a valid subclass of|Subclass types expect one of:|a class path|a dict with|$)"
+    r"^(Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a path but"
+    r"|Expected a <class 'NoneType'>|Not a valid subclass of|Subclass types expect one of:|a class path|a dict with|$)"
 )
 _ALTERNATIVE = re.compile(r"^Expected an? (?P<type>(?!dot import path)(?!.*Got value:).+)$")
 
