@@ -128,7 +128,7 @@ def _explain(problem: _Problem) -> str:
             missing["name"], _known_classes(), otherwise="; a class of your own is named with its file: `file.Class`."
         )
     if not problem.reason and not problem.alternatives:
-        return f"{problem.key()} must have a `class_path`, and its settings under `init_args`, and nothing else."
+        return _not_a_class(problem)
     if not problem.reason:
         return f"{problem.key()} must be {' or '.join(map(_plain, problem.alternatives))}, got {problem.given}."
     if problem.class_path:
@@ -140,11 +140,17 @@ def _unknown_setting(problem: _Problem, name: str) -> str:
     if problem.class_path is None:
         known = [f"trainer.{setting}" for setting in _settings(Trainer)]
         return f"There is no setting {name!r}" + _did_you_mean(name, [*known, "trainer", "model", "data"])
+    if name.endswith("class_path"):
+        return _not_a_class(problem)
     owner, leaf = _owner(problem.class_path, name.split("."))
     known = _settings(owner) if owner else []
     return f"{problem.key(name)}: {owner.__name__ if owner else 'the class'} has no such setting" + _did_you_mean(
         leaf, known
     )
+
+
+def _not_a_class(problem: _Problem) -> str:
+    return f"{problem.key()} must have a `class_path`, its settings under `init_args`, and nothing else."
 
 
 def _owner(class_path: str, names: list[str]) -> tuple[type | None, str]:
