@@ -1,0 +1,141 @@
+"""The cold start: imitation of worked demonstrations, before GRPO."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from grpo_lightning.batching import padded
+from grpo_lightning.checkpointing import write_whole
+from grpo_lightning.data import PromptDataModule
+from grpo_lightning.functional.random import permutation
+from grpo_lightning.optim import Schedule
+from grpo_lightning.policy import Policy, PolicySource
+from grpo_lightning.types import ConfigurationError, Demonstration, Stream
+
+
+class SupervisedModule(LightningModule):
+    r"""Maximises the likelihood of demonstrations: the cold start of DeepSeek-R1 (https://arxiv.org/abs/2501.12948).
+
+    The loss is the mean negative log-likelihood of the demonstrations' tokens, over the whole batch of all ranks. At the
+    end the policy is written to `export_to`, a folder that a GRPO run loads and takes as its reference.
+
+    Args:
+        policy: Where the policy comes from.
+        optimizer: Built from the policy's parameters.
+        batch_size: Demonstrations per optimizer step, over all ranks.
+        export_to: The policy's folder.
+        schedule: Of the learning rate; None for constant.
+        seed: Of random weights and of the order.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySource,
+        optimizer: OptimizerCallable,
+        batch_size: int,
+        export_to: str,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigurationError(f"model.batch_size must be >= 1, got {batch_size}.")
+        self.source = policy
+        self.make_optimizer = optimizer
+        self.batch_size = batch_size
+        self.export_to = export_to
+        self.schedule = schedule or Schedule()
+        self.seed = seed
+        self.policy: Policy | None = None
+
+    def training_step(self, batch: Sequence[Demonstration], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of this rank's share of the batch, over the tokens of the whole batch."""
+        assert self.policy is not None
+        mine = batch[self.global_rank :: self.trainer.world_size]
+        prompts = [torch.tensor(d.prompt_ids) for d in mine]
+        completions = [torch.tensor(d.completion_ids) for d in mine]
+        scores = self.policy(padded(prompts, completions, self.device), temperature=1.0)
+        num_tokens = sum(len(d.completion_ids) for d in batch)
+        loss = -scores.logprobs_BT.sum() * self.trainer.world_size / num_tokens
+        self.log("train/loss", loss.detach(), batch_size=len(mine), prog_bar=True, sync_dist=True)
+        return loss
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer."""
+        return self.source.load_tokenizer()
+
+    def configure_model(self) -> None:
+        """Load the policy."""
+        if self.policy is None:
+            self.policy = Policy(self.source.load_model(seed=self.seed), self.tokenizer)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule by steps."""
+        assert self.policy is not None
+        optimizer = self.make_optimizer(self.policy.parameters())
+        scheduler = self.schedule.scheduler(optimizer, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_loader(self, datamodule: PromptDataModule) -> "DemonstrationLoader":
+        """Batches of demonstrations, in an order that the seed and the epoch determine."""
+        demonstrations = datamodule.demonstrations(self.tokenizer)
+        if len(demonstrations) < self.batch_size:
+            raise ConfigurationError(
+                f"model.batch_size must be at most the {len(demonstrations)} demonstrations, got {self.batch_size}."
+            )
+        return DemonstrationLoader(demonstrations, self.batch_size, self.seed)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """The tokens are moved when they are laid out."""
+        return batch
+
+    def on_fit_end(self) -> None:
+        """Write the policy's folder."""
+        if self.trainer.is_global_zero and self.policy is not None:
+            write_whole(Path(self.export_to), self.policy.save)
+            print(f"The policy after the cold start: {self.export_to}")
+
+
+class DemonstrationLoader:
+    """Whole batches of demonstrations, in a new order each epoch; stateful, so that Lightning resumes it exactly.
+
+    Args:
+        demonstrations: All of them.
+        batch_size: Of a batch, over all ranks.
+        seed: Of the order.
+    """
+
+    def __init__(self, demonstrations: Sequence[Demonstration], batch_size: int, seed: int) -> None:
+        self.demonstrations, self.batch_size, self.seed = demonstrations, batch_size, seed
+        self._epoch = 0
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self.demonstrations) // self.batch_size
+
+    def __iter__(self) -> Iterator[list[Demonstration]]:
+        if self._next >= len(self):
+            self._epoch, self._next = self._epoch + 1, 0
+        order = permutation(
+            len(self.demonstrations), seed=self.seed, stream=Stream.PROMPT_ORDER, epoch=self._epoch
+        ).tolist()
+        while self._next < len(self):
+            first = self._next * self.batch_size
+            self._next += 1
+            yield [self.demonstrations[i] for i in order[first : first + self.batch_size]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and batches yielded."""
+        return {"epoch": self._epoch, "next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after them."""
+        self._epoch, self._next = state["epoch"], state["next"]
