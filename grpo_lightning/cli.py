@@ -127,10 +127,10 @@ def _require_checkpoint(path: str | None) -> None:
 
 
 def _import_named_parts() -> None:
-    """Import every part that a config may name, since a short class name is found among imported classes only."""
+    """Import what a config may name, since a short class name is found among imported classes only."""
     for package in (grpo_lightning, grpo_lightning.callbacks):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not module.name.endswith("__main__"):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if module.ispkg or package is grpo_lightning.callbacks:
                 importlib.import_module(module.name)
 
 

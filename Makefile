@@ -1,0 +1,51 @@
+# Every target makes its own virtual environment where there is none.
+#
+#   make quickstart       install, then the cold start and GRPO within three minutes on two cores
+#   make quickstart-long  the same run, left to itself for up to ten minutes
+#   make test             the tests that a change must pass
+#   make test-slow        the tests that train for minutes
+#   make check            format, lint, types and `make test`: what to run before a commit
+
+PYTHON ?= python3
+CONSTRAINTS := tools/constraints.txt
+# Workers of pytest; each computes on one thread, so that two of them fill two cores.
+TEST_WORKERS ?= 2
+
+export TOKENIZERS_PARALLELISM := false
+
+RUN := .venv
+DEV := .venv-dev
+
+.PHONY: quickstart quickstart-long test test-slow check clean
+.DELETE_ON_ERROR:
+
+quickstart: $(RUN)/installed
+	$(RUN)/bin/grpo-lightning fit --config configs/quickstart.yaml
+
+quickstart-long: $(RUN)/installed
+	$(RUN)/bin/grpo-lightning fit --config configs/quickstart-long.yaml
+
+test: $(DEV)/installed
+	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n $(TEST_WORKERS)
+
+test-slow: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -m slow
+
+check: $(DEV)/installed
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/mypy
+	$(MAKE) test
+
+clean:
+	rm -rf $(RUN) $(DEV) build dist *.egg-info
+
+$(RUN)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(RUN)
+	$(RUN)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .
+	touch $@
+
+$(DEV)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
