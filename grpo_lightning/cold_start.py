@@ -23,7 +23,7 @@ def make_missing_policy(policy: Namespace, *, seed: int) -> None:
     Raises:
         ConfigurationError: The config does not exist, its `fit` failed, or it did not write the folder.
     """
-    settings = policy.get("init_args") or Namespace()
+    settings = policy.get("init_args") or {}
     config, path = settings.get("made_by"), settings.get("path")
     if config is None or path is None or _is_policy_folder(path):
         return

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import FunctionType, UnionType
+from typing import get_args, get_type_hints
 
 import yaml
 from lightning.pytorch import Trainer
@@ -142,33 +143,41 @@ def _unknown_setting(problem: _Problem, name: str) -> str:
         return f"There is no setting {name!r}" + _did_you_mean(name, [*known, "trainer", "model", "data"])
     if name.endswith("class_path"):
         return _not_a_class(problem)
-    owner, leaf = _owner(problem.class_path, name.split("."))
-    known = _settings(owner) if owner else []
-    return f"{problem.key(name)}: {owner.__name__ if owner else 'the class'} has no such setting" + _did_you_mean(
-        leaf, known
-    )
+    owner, unknown = _owner(problem.class_path, name.split("."))
+    where = f"{owner.__name__} has no setting {unknown!r}"
+    return f"{problem.key(name)}: {where}{_did_you_mean(unknown, _settings(owner))}"
 
 
 def _not_a_class(problem: _Problem) -> str:
     return f"{problem.key()} must have a `class_path`, its settings under `init_args`, and nothing else."
 
 
-def _owner(class_path: str, names: list[str]) -> tuple[type | None, str]:
-    """The class in which the last of `names` was looked for: that of `class_path`, or of one of its settings."""
-    module, _, name = class_path.rpartition(".")
-    owner: Any = getattr(importlib.import_module(module), name, None)
-    for parent in names[:-1]:
-        owner = get_type_hints(owner.__init__).get(parent)
-        if not isinstance(owner, type):
-            return None, names[-1]
+def _owner(class_path: str, names: list[str]) -> tuple[type, str]:
+    """Follow `names` from the class of `class_path` into its settings, to the first that its owner does not have."""
+    module, _, class_name = class_path.rpartition(".")
+    owner: type = getattr(importlib.import_module(module), class_name)
+    for name in names[:-1]:
+        hint = next((get_type_hints(i)[name] for i in _initializers(owner) if name in _parameters(i)), None)
+        alternatives = [hint, *get_args(hint)]
+        child = next((a for a in alternatives if isinstance(a, type) and a not in (type(None), UnionType)), None)
+        if child is None:
+            return owner, name
+        owner = child
     return owner, names[-1]
 
 
 def _settings(owner: type) -> list[str]:
     """The names of the constructor's parameters, those of parent classes included."""
-    parents = [vars(parent)["__init__"] for parent in owner.__mro__ if "__init__" in vars(parent)]
-    names = (parameter for initializer in parents for parameter in inspect.signature(initializer).parameters)
-    return [name for name in dict.fromkeys(names) if name not in ("self", "args", "kwargs")]
+    names = dict.fromkeys(name for initializer in _initializers(owner) for name in _parameters(initializer))
+    return [name for name in names if name not in ("self", "args", "kwargs")]
+
+
+def _initializers(owner: type) -> list[FunctionType]:
+    return [vars(parent)["__init__"] for parent in owner.__mro__ if "__init__" in vars(parent)]
+
+
+def _parameters(initializer: FunctionType) -> list[str]:
+    return list(inspect.signature(initializer).parameters)
 
 
 def _known_classes() -> set[str]:
