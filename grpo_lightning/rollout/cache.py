@@ -1,115 +1,176 @@
 """A key-value cache whose rows come and go."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+from grpo_lightning.rollout.attention import AttentionPattern, Masks
+from grpo_lightning.rollout.prefill import PromptStates
+
+_SPARE_COLUMNS = 64
+
 
 class RowCache(Cache):
-    """Keys and values of R rows in one buffer per layer, all writing at the same column.
+    """Keys and values of R rows, one buffer per layer, aligned at their ends.
 
-    The rows are aligned at their ends, whatever their lengths, so that a step writes one contiguous slice; each row's
-    mask says where it begins. A row that has finished gives its place to a waiting one, or is taken out.
+    However long each row is, all write their next token at the same column. A step is then one contiguous slice per
+    layer instead of a scatter, and what a row must not see (the columns before its first token) never changes while
+    it lives::
+
+        column     0 1 2 3 4 5 6 7
+        row 0      . . p p p c c |        p: prompt   c: completion   .: hidden   |: written next
+        row 1      . . . . p p c |        views are columns 2 .. 7: the longest live row's
+
+    Rows are appended at the end; the places of rows that leave are filled with the last ones, so that the live rows
+    are always the first R of the buffer, and a departure costs one row's copy at most. Where the buffer's columns are
+    used up, the live window moves to the front.
     """
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(layers=[])
-        self.capacity = capacity
-        self.start = 0
-        """First column that any row uses."""
-        self.end = 0
-        """Column that the next token is written at."""
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one column and return what the rows may attend to."""
-        window = slice(self.start, self.end + 1)
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[:, :, self.end : self.end + 1] = key_states
-        values[:, :, self.end : self.end + 1] = value_states
-        return keys[:, :, window], values[:, :, window]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - all layers are alike
-        """Columns in use."""
-        return self.end - self.start
-
-    def admit(self, layers: list[tuple[Tensor, Tensor]], prompt_of_row: Tensor, rows: Tensor | None) -> None:
-        """Put prompts' keys and values before the next column.
-
-        Args:
-            layers: Of each layer, keys and values of the distinct prompts, aligned at their ends.
-            prompt_of_row: Which prompt each admitted row has.
-            rows: Which rows take them; None: these are all the rows there are.
-        """
-        for layer, pair in enumerate(layers):
-            for buffers, prompts in zip((self.keys, self.values), pair, strict=True):
-                if rows is None:
-                    heads, width = prompts.shape[1], prompts.shape[3]
-                    buffers[layer:] = [prompts.new_empty(len(prompt_of_row), heads, self.capacity, width)]
-                columns = slice(self.end - prompts.shape[2], self.end)
-                target = slice(None) if rows is None else rows
-                buffers[layer][target, :, columns] = prompts[prompt_of_row]
-
-    def keep(self, rows: Tensor) -> None:
-        """Take out all rows but these."""
-        for buffers in (self.keys, self.values):
-            for layer, buffer in enumerate(buffers):
-                kept = buffer.new_empty(len(rows), *buffer.shape[1:])
-                kept[:, :, self.start : self.end] = buffer[:, :, self.start : self.end][rows]
-                buffers[layer] = kept
-
-    def move_to_front(self) -> None:
-        """Move the window to the first column, to make room at the end."""
-        for buffer in (*self.keys, *self.values):
-            buffer[:, :, : self.end - self.start] = buffer[:, :, self.start : self.end].clone()
-        self.start, self.end = 0, self.end - self.start
-
-
-def prefill(model: torch.nn.Module, prompts: list[tuple[int, ...]], device: torch.device) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Run prompts through the model once, aligned at their ends.
-
-    Returns:
-        Keys and values of each layer, [U, heads, longest, width], and the logits after each prompt, [U, V].
-    """
-    longest = max(map(len, prompts))
-    padding_U = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    input_ids_UL = torch.tensor([(0,) * (longest - len(p)) + tuple(p) for p in prompts], device=device)
-    columns_L = torch.arange(longest, device=device)
-    is_visible_ULL = (columns_L[None, None] >= padding_U[:, None, None]) & (columns_L[None] <= columns_L[:, None])[None]
-    # A state over padding is never read, but attending to nothing would make it NaN: it attends to itself.
-    is_visible_ULL = is_visible_ULL | torch.eye(longest, dtype=torch.bool, device=device)[None]
-    cache = _PrefillCache()
-    output = model(
-        input_ids=input_ids_UL,
-        attention_mask=additive(is_visible_ULL[:, None], next(model.parameters()).dtype),
-        position_ids=(columns_L[None] - padding_U[:, None]).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return cache.pairs, output.logits[:, -1]
-
-
-def additive(is_visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as every attention implementation of transformers takes it: 0 where visible, lowest elsewhere."""
-    return torch.zeros(is_visible.shape, dtype=dtype, device=is_visible.device).masked_fill_(
-        ~is_visible, torch.finfo(dtype).min
-    )
-
-
-class _PrefillCache(Cache):
-    """Keeps what a prefill computed."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.column = 0
+        """The column that the next token is written at."""
+        self.starts: list[int] = []
+        """Each live row's first column."""
+        self._first = 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._mask = torch.empty(0, 0)
+        self._reserved = 0
+        self._num_rows = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002 - layers come in order
-        self.pairs.append((key_states, value_states))
-        return key_states, value_states
+    def begin(self, *, num_rows: int, longest_prompt: int) -> None:
+        """Empty the cache, keeping its memory.
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the interface's
-        return 0
+        Args:
+            num_rows: Most rows that will be live at once before the next `begin`.
+            longest_prompt: Longest prompt, in tokens, that will be appended.
+        """
+        self.starts, self._num_rows = [], num_rows
+        self._reserved = self.column = self._first = longest_prompt
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the rows' next column in one layer, and return all that the rows may see there."""
+        keys = self._keys[layer_idx][: len(self.starts), :, self._first : self.column + 1]
+        values = self._values[layer_idx][: len(self.starts), :, self._first : self.column + 1]
+        keys[:, :, -1:] = key_states
+        values[:, :, -1:] = value_states
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the same in all layers
+        """Columns in view before the next token."""
+        return self.column - self._first
+
+    def masks(self, pattern: AttentionPattern) -> Masks:
+        """The mask of the next token: 0 where a row may attend, -inf before its first token."""
+        mask = self._mask[: len(self.starts), None, None, self._first : self.column + 1]
+        width = mask.shape[-1]
+        distances = torch.arange(width - 1, -1, -1, device=mask.device)[None] if pattern.window else mask
+        return pattern.masks(mask, distances)
+
+    def append(self, prompts: PromptStates, prompt_of_row: Sequence[int], lengths: Sequence[int]) -> None:
+        """Add rows that continue prompts.
+
+        Args:
+            prompts: The prompts' states.
+            prompt_of_row: Which of them each new row continues.
+            lengths: The number of tokens of each new row's prompt.
+        """
+        self._make_room(prompts)
+        old, new = len(self.starts), len(self.starts) + len(lengths)
+        self.starts += [self.column - length for length in lengths]
+        self._first = min(self.starts)
+        begin = self.column - prompts.keys[0].shape[2]
+        index = torch.tensor(prompt_of_row, device=self._mask.device)
+        for buffers, layers in ((self._keys, prompts.keys), (self._values, prompts.values)):
+            for buffer, states in zip(buffers, layers, strict=True):
+                buffer[old:new, :, begin : self.column] = states.index_select(0, index)
+        self._hide(slice(old, new))
+
+    def remove(self, rows: Sequence[int]) -> list[int]:
+        """Take rows out.
+
+        Returns:
+            For each row that is left, which one it was.
+        """
+        num_left = len(self.starts) - len(rows)
+        leaving = set(rows)
+        order = list(range(num_left))
+        holes = [row for row in rows if row < num_left]
+        movers = [row for row in range(num_left, len(self.starts)) if row not in leaving]
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole] = mover
+        self._move(movers, holes)
+        self.starts = [self.starts[row] for row in order]
+        self._first = min(self.starts, default=self.column)
+        return order
+
+    def advance(self) -> None:
+        """Go on to the next column."""
+        self.column += 1
+        width = self._mask.shape[1]
+        if self.column < width:
+            return
+        # The longest prompt must still fit before the next column.
+        column = max(self.column - self._first, self._reserved)
+        if column + max(_SPARE_COLUMNS, column // 4) > width:
+            width = column + max(_SPARE_COLUMNS, column // 2)
+        self._relocate(column=column, width=width)
+
+    def _hide(self, rows: slice) -> None:
+        """Write the masks of some rows."""
+        starts = torch.tensor(self.starts[rows], dtype=torch.long, device=self._mask.device)[:, None]
+        columns = torch.arange(self._mask.shape[1], device=self._mask.device)[None]
+        self._mask[rows] = torch.zeros_like(self._mask[rows]).masked_fill_(columns < starts, -torch.inf)
+
+    def _move(self, sources: list[int], targets: list[int]) -> None:
+        if not sources:
+            return
+        source, target = (torch.tensor(rows, device=self._mask.device) for rows in (sources, targets))
+        for buffer in (*self._keys, *self._values):
+            view = buffer[:, :, self._first : self.column]
+            view[target] = view[source]
+        self._mask[target] = self._mask[source]
+
+    def _make_room(self, prompts: PromptStates) -> None:
+        """Have buffers that fit the model, the rows and the next column."""
+        layers = (*prompts.keys, *prompts.values)
+        if not self._fits(layers):
+            empty = [states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in layers]
+            self._keys, self._values = empty[: len(prompts.keys)], empty[len(prompts.keys) :]
+            self._mask = layers[0].new_zeros(0, 0)
+        if len(self._mask) < self._num_rows or self._mask.shape[1] <= self.column:
+            self._relocate(column=self.column, width=max(self.column + _SPARE_COLUMNS, self._mask.shape[1]))
+
+    def _fits(self, layers: tuple[Tensor, ...]) -> bool:
+        buffers = (*self._keys, *self._values)
+        return len(buffers) == len(layers) and all(
+            (buffer.dtype, buffer.device, buffer.shape[1], buffer.shape[3])
+            == (states.dtype, states.device, states.shape[1], states.shape[3])
+            for buffer, states in zip(buffers, layers, strict=True)
+        )
+
+    def _relocate(self, *, column: int, width: int) -> None:
+        """Move the live window so that it ends before `column`, in buffers of `width` columns."""
+        shape = (max(self._num_rows, len(self._mask)), width)
+        live, begin = len(self.starts), column - (self.column - self._first)
+        old, new = slice(self._first, self.column), slice(begin, column)
+
+        def moved(buffer: Tensor) -> Tensor:
+            window = buffer[:live, ..., old, :].clone()
+            if (buffer.shape[0], buffer.shape[-2]) != shape:
+                # Zeros, not whatever was there: a hidden NaN would still reach the result, as 0 times NaN.
+                buffer = buffer.new_zeros(shape[0], *buffer.shape[1:-2], width, buffer.shape[-1])
+            buffer[:live, ..., new, :] = window
+            return buffer
+
+        self._keys, self._values = [moved(b) for b in self._keys], [moved(b) for b in self._values]
+        self.starts = [start - self._first + begin for start in self.starts]
+        self.column, self._first = column, begin
+        self._mask = self._mask.new_zeros(shape)
+        self._hide(slice(live))

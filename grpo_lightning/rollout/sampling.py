@@ -1,57 +1,131 @@
 """Drawing tokens: the distribution really drawn from, and one uniform number per draw."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from grpo_lightning.types import SamplingParams
 
+_LARGEST_SINGLE_LEVEL = 256
+
+
+class Draw(NamedTuple):
+    """A token per row, and what the distribution that it was drawn from says of it."""
+
+    tokens_R: Tensor  # noqa: N815 - the legend's suffix
+    """int64."""
+    logprobs_R: Tensor  # noqa: N815 - the legend's suffix
+    """Natural logarithm, in at least fp32."""
+
+
+def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: SamplingParams) -> Draw:
+    """Draw one token per row.
+
+    At temperature 0 the token is the likeliest, the first of equals. Its distribution is a point mass, whose log-prob
+    of 0 would tell nothing: what is reported is the log-prob at temperature 1.
+
+    Args:
+        logits_RV: Unscaled logits; -inf for tokens that must not be drawn.
+        uniforms_R: float64 in [0, 1), one per row.
+        sampling: Temperature, top-k and top-p.
+    """
+    logprobs_RV = sampling_logprobs(logits_RV, sampling)
+    tokens_R = logprobs_RV.argmax(dim=1) if sampling.temperature == 0 else draw(logprobs_RV.exp(), uniforms_R)
+    return Draw(tokens_R, logprobs_RV.gather(1, tokens_R[:, None]).squeeze(1))
+
 
 def sampling_logprobs(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
     """Log-probabilities of the distribution that tokens are drawn from, in at least fp32.
 
-    Temperature first, then top-k, then top-p on what is left; a greedy choice (temperature 0) is told at temperature 1.
+    Temperature first, then top-k, then top-p on what is left. Tokens that tie with the k-th likeliest are all kept,
+    since any choice between them would hang on the order of a sort.
 
     Args:
         logits_RV: Unscaled logits; -inf for tokens that must not be drawn.
-        sampling: Temperature, top-k and top-p.
+        sampling: Temperature (0 is read as 1), top-k and top-p.
     """
     logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-    logits_RV = logits_RV / (sampling.temperature or 1.0)
+    if sampling.temperature not in (0.0, 1.0):
+        logits_RV = logits_RV / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits_RV.shape[1]:
         smallest_R1 = logits_RV.topk(sampling.top_k, dim=1).values[:, -1:]
         logits_RV = logits_RV.masked_fill(logits_RV < smallest_R1, -math.inf)
     if sampling.top_p < 1:
-        sorted_RV, order_RV = logits_RV.sort(dim=1, descending=True, stable=True)
-        before_RV = sorted_RV.softmax(dim=1).cumsum(dim=1) - sorted_RV.softmax(dim=1)
-        is_out_RV = torch.zeros_like(before_RV, dtype=torch.bool).scatter(1, order_RV, before_RV >= sampling.top_p)
-        logits_RV = logits_RV.masked_fill(is_out_RV, -math.inf)
+        logits_RV = logits_RV.masked_fill(_is_beyond_top_p(logits_RV, sampling.top_p), -math.inf)
     return logits_RV.log_softmax(dim=1)
 
 
-def draw(logprobs_RV: Tensor, uniforms_R: Tensor) -> Tensor:
-    """Draw one token per row by inverting its cumulative distribution: the first whose cumulative exceeds the number.
+def _is_beyond_top_p(logits_RV: Tensor, top_p: float) -> Tensor:
+    """The tokens that the likelier ones alone already make superfluous; the likeliest is always kept."""
+    sorted_RV, order_RV = logits_RV.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    blocks_RKS = _blocks(sorted_RV)
+    within_RKS = _prefix_sums(blocks_RKS)
+    ends_RK = _prefix_sums(within_RKS[..., -1])
+    before_RKS = within_RKS - blocks_RKS + torch.nn.functional.pad(ends_RK, (1, -1))[..., None]
+    is_beyond_RV = before_RKS.flatten(1)[:, : sorted_RV.shape[1]] >= top_p
+    is_beyond_RV[:, 0] = False
+    return torch.zeros_like(is_beyond_RV).scatter(1, order_RV, is_beyond_RV)
 
-    The cumulative sum goes over blocks and then within one block, as small products with a triangle of ones, which is
-    deterministic on every device and never sorts or scans the vocabulary.
+
+def suppress(logits_RV: Tensor, tokens_V: Tensor, rows_R: Tensor) -> Tensor:
+    """The logits with some tokens made impossible in some rows.
 
     Args:
-        logprobs_RV: Of each row's distribution.
-        uniforms_R: float64 in [0, 1), one per row.
+        logits_RV: Logits.
+        tokens_V: bool, the tokens.
+        rows_R: bool, the rows.
     """
-    num_rows, vocabulary = logprobs_RV.shape
+    return logits_RV.masked_fill(rows_R[:, None] & tokens_V[None], -math.inf)
+
+
+def draw(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+    """Draw one token per row by inverting its cumulative distribution.
+
+    The token is the first whose cumulative weight exceeds the uniform number times the total. A large vocabulary is
+    searched in two levels, first over the sums of blocks, then within one block, so that nothing of the vocabulary's
+    length is scanned. Sums are in float64. A token of weight 0 is never drawn.
+
+    Args:
+        weights_RV: Probabilities up to a factor per row, >= 0.
+        uniforms_R: float64 in [0, 1).
+    """
+    fractions_R1 = uniforms_R[:, None]
+    if weights_RV.shape[1] <= _LARGEST_SINGLE_LEVEL:
+        return _invert(weights_RV.double(), fractions_R1)[0].squeeze(1)
+    blocks_RKS = _blocks(weights_RV)
+    block_R1, fractions_R1 = _invert(blocks_RKS.sum(dim=2, dtype=torch.float64), fractions_R1)
+    size = blocks_RKS.shape[2]
+    chosen_RS = blocks_RKS.gather(1, block_R1[..., None].expand(-1, -1, size)).squeeze(1).double()
+    return (block_R1 * size + _invert(chosen_RS, fractions_R1)[0]).squeeze(1)
+
+
+def _invert(weights_RN: Tensor, fractions_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The entry that each fraction of the total weight falls into, and which fraction of that entry it is."""
+    # Entries of no weight end nowhere: whatever the rounding of the sums, none of them can be the first to exceed.
+    ends_RN = _prefix_sums(weights_RN).masked_fill(weights_RN <= 0, -1.0)
+    total_R1 = ends_RN.amax(dim=1, keepdim=True)
+    threshold_R1 = torch.minimum(fractions_R1 * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
+    index_R1 = (ends_RN > threshold_R1).to(torch.uint8).argmax(dim=1, keepdim=True)
+    weight_R1 = weights_RN.gather(1, index_R1)
+    remainder_R1 = (threshold_R1 - ends_RN.gather(1, index_R1)) / weight_R1 + 1.0
+    return index_R1, remainder_R1.clamp(0.0, 1.0)
+
+
+def _prefix_sums(values: Tensor) -> Tensor:
+    """Inclusive sums along the last axis, of modest length."""
+    if not values.is_cuda:
+        return values.cumsum(dim=-1)
+    # torch counts the cumulative sum on CUDA among the operations that are not deterministic; a product is.
+    length = values.shape[-1]
+    return values @ torch.ones(length, length, dtype=values.dtype, device=values.device).triu()
+
+
+def _blocks(values_RV: Tensor) -> Tensor:
+    """The vocabulary cut in about as many blocks as each has entries, the last one filled up with zeros."""
+    num_rows, vocabulary = values_RV.shape
     size = math.isqrt(vocabulary - 1) + 1
-    probabilities_RV = torch.nn.functional.pad(logprobs_RV.exp(), (0, size * size - vocabulary))
-    blocks_RKS = probabilities_RV.view(num_rows, size, size)
-    triangle_SS = torch.ones(size, size, dtype=probabilities_RV.dtype, device=probabilities_RV.device).triu()
-    ends_RK = blocks_RKS.sum(dim=2) @ triangle_SS
-    thresholds_R1 = (uniforms_R[:, None] * ends_RK[:, -1:]).to(ends_RK.dtype)
-    block_R1 = (ends_RK <= thresholds_R1).sum(dim=1, keepdim=True).clamp(max=size - 1)
-    block_RS = blocks_RKS.gather(1, block_R1[..., None].expand(-1, -1, size)).squeeze(1)
-    before_R1 = ends_RK.gather(1, block_R1) - block_RS.sum(dim=1, keepdim=True)
-    within_R1 = (before_R1 + block_RS @ triangle_SS <= thresholds_R1).sum(dim=1, keepdim=True).clamp(max=size - 1)
-    tokens_R = (block_R1 * size + within_R1).squeeze(1)
-    # Rounding at the very end of the distribution must not draw what has no probability.
-    is_possible_R = probabilities_RV.gather(1, tokens_R[:, None]).squeeze(1) > 0
-    return torch.where(is_possible_R, tokens_R, probabilities_RV.argmax(dim=1))
+    num_blocks = -(-vocabulary // size)
+    padded_RV = torch.nn.functional.pad(values_RV, (0, num_blocks * size - vocabulary))
+    return padded_RV.view(num_rows, num_blocks, size)
