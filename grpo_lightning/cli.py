@@ -11,8 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
+from zipfile import is_zipfile
 
+import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -121,9 +124,21 @@ def _the_seed(seed_everything: bool | int, owner: Namespace | None) -> int:
 
 
 def _require_checkpoint(path: str | None) -> None:
-    keywords = ("last", "best", "hpc", "registry")
-    if path is not None and not str(path).startswith(keywords) and not Path(path).exists():
-        raise ConfigurationError(f"ckpt_path: the checkpoint {str(path)!r} does not exist.")
+    """Look at the checkpoint before anything long begins; its tensors are mapped, not read."""
+    if path is None or path.startswith(("last", "best", "hpc", "registry")):
+        return
+    if not Path(path).exists():
+        raise ConfigurationError(f"ckpt_path: the checkpoint {path!r} does not exist.")
+    if Path(path).is_file() and not (is_zipfile(path) and _is_of_lightning(path)):
+        raise ConfigurationError(f"ckpt_path: {path!r} is not a checkpoint of Lightning.")
+
+
+def _is_of_lightning(path: str) -> bool:
+    try:
+        content = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    except UnpicklingError:  # holds classes of its user's; whether they may be loaded is not asked here
+        return True
+    return isinstance(content, dict) and "pytorch-lightning_version" in content
 
 
 def _import_named_parts() -> None:

@@ -1,0 +1,344 @@
+"""Every mistake that a user is likely to make: a message of at most three lines, exit code 2, no optimizer step."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from grpo_lightning.cli import main
+from grpo_lightning.policy import CharacterPolicy, Policy
+
+POLICY = {
+    "class_path": "CharacterPolicy",
+    "init_args": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_positions": 64},
+}
+ARITHMETIC = {
+    "class_path": "Arithmetic",
+    "init_args": {"num_terms": 3, "num_train": 16, "num_validation": 4, "num_test": 4, "num_demonstrations": 8},
+}
+CONFIG = {
+    "model": {
+        "class_path": "GRPOModule",
+        "init_args": {
+            "policy": POLICY,
+            "objective": {
+                "advantage": {"class_path": "GroupNormalized", "init_args": {"ddof": 1, "epsilon": 1e-6}},
+                "surrogate": {"class_path": "Clipped", "init_args": {"clip_low": 0.2, "clip_high": 0.2}},
+                "aggregation": {"class_path": "SequenceMeanTokenMean"},
+            },
+            "sampling": {"max_new_tokens": 4},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+            "prompts_per_iteration": 4,
+            "group_size": 2,
+        },
+    },
+    "data": ARITHMETIC,
+    "trainer": {
+        "accelerator": "cpu",
+        "max_steps": 2,
+        "logger": False,
+        "log_every_n_steps": 1,
+        "limit_val_batches": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": [{"class_path": "own_rewards.Uneven"}],
+    },
+}
+
+OWN_REWARDS = '''
+from grpo_lightning.rewards import RewardCallback
+
+
+class Uneven(RewardCallback):
+    """Rewards that differ within every group, so that there is something to learn."""
+
+    def __init__(self, name: str = "uneven", weight: float = 1.0):
+        super().__init__(name, weight)
+
+    def score(self, prompts, completions):
+        return [float(i % 2) for i, _ in enumerate(completions)]
+
+
+class TooFew(Uneven):
+    def score(self, prompts, completions):
+        return [1.0]
+
+
+class Text(Uneven):
+    def score(self, prompts, completions):
+        return ["good"] * len(completions)
+
+
+def in_words(prompts, completions, **columns):
+    return "good"
+'''
+
+
+ROWS = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(5) for b in range(4)]
+
+
+class LoadedError(Exception):
+    """A model was loaded though the mistake could be known before."""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """The current folder with a user's rewards, and a config that is right."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    (tmp_path / "own_rewards.py").write_text(OWN_REWARDS)
+    yield copy.deepcopy(CONFIG)
+    sys.modules.pop("own_rewards", None)
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+    """No optimizer step may be made."""
+
+    def step(self, closure=None):
+        raise AssertionError("an optimizer step was made")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """No model may be loaded."""
+
+    def load(self, *, seed):
+        raise LoadedError
+
+    monkeypatch.setattr(CharacterPolicy, "load_model", load)
+
+
+def put(config, key, value):
+    """Set a value by its path, with a number for a list's item."""
+    *path, last = key.split(".")
+    for name in path:
+        config = config[int(name)] if isinstance(config, list) else config.setdefault(name, {})
+    config[last] = value
+
+
+def fit(config, *args):
+    Path("run.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "run.yaml", *args])
+
+
+def mistake(capsys, config, *args):
+    """The message of a run that must fail cleanly."""
+    with pytest.raises(SystemExit) as exit_info:
+        fit(config, *args)
+    assert exit_info.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    message = printed[printed.index("error: ") :]
+    assert len(message.strip().splitlines()) <= 3
+    return message
+
+
+def test_the_config_that_the_mistakes_are_made_in_is_right(config):
+    fit(config)
+
+
+KNOWN_BEFORE_THE_MODEL = {
+    "a misspelt key": ({"model.init_args.grup_size": 4}, "model.grup_size", "group_size"),
+    "a misspelt nested key": ({"model.init_args.sampling.temprature": 1.0}, "model.sampling.temprature", "temperature"),
+    "a misspelt trainer key": ({"trainer.max_step": 4}, "trainer.max_step", "trainer.max_steps"),
+    "an unknown class": ({"model.init_args.policy.class_path": "CharaterPolicy"}, "model.policy", "CharacterPolicy"),
+    "an unknown class path": ({"data.class_path": "absent.Data"}, "data", "absent.Data"),
+    "a value of the wrong type": ({"model.init_args.group_size": "four"}, "model.group_size", "four"),
+    "a missing model folder": (
+        {"model.init_args.policy": {"class_path": "PretrainedPolicy", "init_args": {"path": "./absent"}}},
+        "model.policy.path",
+        "./absent",
+    ),
+    "no reward": ({"trainer.callbacks": []}, "trainer.callbacks", "reward"),
+    "two rewards of one name": (
+        {"trainer.callbacks": [{"class_path": "own_rewards.Uneven"}, {"class_path": "own_rewards.Uneven"}]},
+        "trainer.callbacks",
+        "uneven",
+    ),
+    "a group of one": ({"model.init_args.group_size": 1}, "model.group_size", "got 1"),
+    "prompts that cannot be shared out": (
+        {"model.init_args.num_minibatches": 3},
+        "model.prompts_per_iteration",
+        "got 4",
+    ),
+    "more micro-batches than completions": (
+        {"trainer.accumulate_grad_batches": 9},
+        "trainer.accumulate_grad_batches",
+        "8 completions",
+    ),
+    "a schedule of the accumulation": (
+        {
+            "trainer.callbacks": [
+                {"class_path": "own_rewards.Uneven"},
+                {"class_path": "GradientAccumulationScheduler", "init_args": {"scheduling": {0: 2}}},
+            ]
+        },
+        "GradientAccumulationScheduler",
+        "trainer.accumulate_grad_batches",
+    ),
+    "top-p in training": ({"model.init_args.sampling.top_p": 0.9}, "model.sampling", "top_p"),
+    "top-k in training": ({"model.init_args.sampling.top_k": 5}, "model.sampling", "top_k"),
+    "greedy training": ({"model.init_args.sampling.temperature": 0.0}, "model.sampling.temperature", "> 0"),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "detail"), KNOWN_BEFORE_THE_MODEL.values(), ids=KNOWN_BEFORE_THE_MODEL.keys()
+)
+def test_a_mistake_is_named_before_a_model_is_loaded(config, capsys, no_model, changes, key, detail):
+    for path, value in changes.items():
+        put(config, path, value)
+    message = mistake(capsys, config)
+    assert key in message
+    assert detail in message
+
+
+@pytest.mark.parametrize(("class_name", "detail"), [("TooFew", "8"), ("Text", "good")])
+def test_a_reward_that_returns_something_else_stops_the_run(config, capsys, no_step, class_name, detail):
+    put(config, "trainer.callbacks", [{"class_path": f"own_rewards.{class_name}"}])
+    message = mistake(capsys, config)
+    assert "uneven" in message
+    assert detail in message
+
+
+def test_a_reward_function_that_returns_a_string_stops_the_run(config, capsys, no_step):
+    put(
+        config,
+        "trainer.callbacks",
+        [{"class_path": "FunctionReward", "init_args": {"function": "own_rewards.in_words"}}],
+    )
+    assert "in_words" in mistake(capsys, config)
+
+
+def test_a_reward_function_that_does_not_exist_is_named(config, capsys, no_model):
+    put(
+        config,
+        "trainer.callbacks",
+        [{"class_path": "FunctionReward", "init_args": {"function": "own_rewards.absent"}}],
+    )
+    assert "own_rewards.absent" in mistake(capsys, config)
+
+
+def test_a_folder_without_a_tokenizer_is_named(config, capsys, no_step):
+    source = CharacterPolicy(**POLICY["init_args"])
+    Policy(source.load_model(seed=0), source.load_tokenizer()).save(Path("policy"))
+    for file in Path("policy").glob("tokenizer*"):
+        file.unlink()
+    put(config, "model.init_args.policy", {"class_path": "PretrainedPolicy", "init_args": {"path": "./policy"}})
+    message = mistake(capsys, config)
+    assert "model.policy.path" in message
+    assert "tokenizer" in message
+
+
+class TestDataFiles:
+    """A file of JSON lines, and what can be wrong with it."""
+
+    @pytest.fixture(autouse=True)
+    def data(self, config, no_model):
+        """A data file that is right, named in the config."""
+        put(
+            config,
+            "data",
+            {
+                "class_path": "JSONLines",
+                "init_args": {"train_path": "train.jsonl", "prompt_column": "question", "max_prompt_tokens": 8},
+            },
+        )
+        self.write(ROWS)
+
+    def write(self, rows, name="train.jsonl"):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def test_a_missing_file(self, config, capsys):
+        Path("train.jsonl").unlink()
+        assert "train.jsonl" in mistake(capsys, config)
+
+    def test_an_empty_file(self, config, capsys):
+        Path("train.jsonl").write_text("")
+        message = mistake(capsys, config)
+        assert "train.jsonl" in message
+
+    def test_a_line_that_is_not_json(self, config, capsys):
+        lines = Path("train.jsonl").read_text().splitlines()
+        lines[16] = '{"question": "1+'
+        Path("train.jsonl").write_text("\n".join(lines))
+        message = mistake(capsys, config)
+        assert "train.jsonl" in message
+        assert "17" in message
+
+    def test_a_row_without_the_mapped_column(self, config, capsys):
+        self.write([*ROWS[:4], {"prompt": "1+1="}, *ROWS[5:]])
+        message = mistake(capsys, config)
+        assert "question" in message
+        assert "5" in message
+
+    def test_prompts_longer_than_the_limit_are_counted(self, config, capsys):
+        self.write([*ROWS, {"question": "1+1+1+1+1+1=", "answer": "6"}])
+        message = mistake(capsys, config)
+        assert "data.max_prompt_tokens" in message
+        assert "1 of 21" in message
+        assert "data.on_long_prompt" in message
+
+
+class TestCheckpoints:
+    """A checkpoint that does not belong to the run."""
+
+    @pytest.fixture
+    def checkpoint(self, config):
+        put(config, "trainer.enable_checkpointing", True)
+        put(config, "trainer.default_root_dir", "first")
+        put(config, "trainer.max_steps", 1)
+        fit(config)
+        put(config, "trainer.default_root_dir", "second")
+        put(config, "trainer.max_steps", 2)
+        (path,) = Path("first").glob("**/*.ckpt")
+        return str(path)
+
+    def test_that_does_not_exist(self, config, capsys, no_model):
+        assert "absent.ckpt" in mistake(capsys, config, "--ckpt_path", "absent.ckpt")
+
+    def test_of_another_model(self, config, capsys, checkpoint, no_step):
+        put(config, "model.init_args.policy.init_args.hidden_size", 32)
+        assert "ckpt_path" in mistake(capsys, config, "--ckpt_path", checkpoint)
+
+    def test_of_another_program(self, config, capsys, checkpoint, no_step):
+        torch.save({"state_dict": {}, "weights": {}}, "other.ckpt")
+        assert "ckpt_path" in mistake(capsys, config, "--ckpt_path", "other.ckpt")
+
+    def test_of_another_module(self, config, capsys, checkpoint, no_step):
+        content = torch.load(checkpoint)
+        torch.save({name: content[name] for name in content if name != "grpo_lightning"}, "other.ckpt")
+        assert "ckpt_path" in mistake(capsys, config, "--ckpt_path", "other.ckpt")
+
+    def test_that_is_no_checkpoint(self, config, capsys, no_step):
+        Path("other.ckpt").write_text("hello")
+        assert "other.ckpt" in mistake(capsys, config, "--ckpt_path", "other.ckpt")
+
+    def test_of_settings_that_cannot_be_resumed(self, config, capsys, checkpoint, no_step):
+        put(config, "model.init_args.group_size", 4)
+        message = mistake(capsys, config, "--ckpt_path", checkpoint)
+        assert "model.group_size" in message
+
+    @pytest.mark.filterwarnings("ignore:The dirpath has changed")
+    def test_settings_of_the_command_line_win_and_the_difference_is_said(self, config, capsys, checkpoint, caplog):
+        learning_rates = []
+
+        def step(self, closure=None):
+            learning_rates.append(self.param_groups[0]["lr"])
+            return closure() if closure else None
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", step)
+            fit(config, "--ckpt_path", checkpoint, "--model.optimizer.lr", "0.25")
+        assert learning_rates == [0.25]
+        said = caplog.text + capsys.readouterr().out + capsys.readouterr().err
+        assert "0.25" in said
