@@ -23,6 +23,7 @@ from grpo_lightning.batching.experience import loss_batch
 from grpo_lightning.checkpointing import PolicyExport, write_whole
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
+from grpo_lightning.functional.advantages import has_zero_variance
 from grpo_lightning.groups import GroupFilter, KeepAll
 from grpo_lightning.objective import Objective
 from grpo_lightning.optim import Schedule, apply_settings, settings
@@ -314,7 +315,7 @@ class GRPOModule(LightningModule):
         totals_B = rewards.totals_B[rewards.valid_B]
         lengths = [float(len(c.token_ids)) for c in rollout.completions]
         rewards_PG = rewards.totals_B.view(valid_PG.shape)
-        varies_P = ~self._has_no_signal(rewards_PG, valid_PG)
+        varies_P = ~has_zero_variance(rewards_PG, valid_PG)
         pairs: dict[str, tuple[float, float]] = {
             "reward/mean": (float(totals_B.sum()), len(totals_B)),
             "reward/square": (float(totals_B.square().sum()), len(totals_B)),
@@ -333,12 +334,6 @@ class GRPOModule(LightningModule):
         variance = means.pop("reward/square") - means["reward/mean"] ** 2
         tokens = sums[2 * list(pairs).index("completion/length_mean")]
         return {**means, "reward/std": max(variance, 0.0) ** 0.5, "completion/tokens": tokens}
-
-    @staticmethod
-    def _has_no_signal(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
-        from grpo_lightning.functional.advantages import has_zero_variance
-
-        return has_zero_variance(rewards_PG, valid_PG)
 
     # Evaluation
 
@@ -437,8 +432,6 @@ class GRPOModule(LightningModule):
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         for difference in apply_settings(optimizer, scheduler, self._configured):  # type: ignore[arg-type]
             rank_zero_info(f"Resumed with model.optimizer's {difference}.")
-        assert self.policy is not None
-        self.policy.train()
         self._mark_boundary()
         self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 

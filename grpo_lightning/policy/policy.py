@@ -23,7 +23,7 @@ class Policy(nn.Module):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        self.model = model
+        self.model = model.train()  # what a folder holds is loaded in eval mode; without dropout the modes are the same
         self.tokenizer = tokenizer
         self._head_is_linear = _head_is_linear(model)
 
@@ -90,5 +90,5 @@ def frozen_copy(policy: Policy, weights: dict[str, Tensor]) -> Policy:
     """
     model = type(policy.model)(policy.model.config).to(next(policy.model.parameters()).dtype)
     model.load_state_dict(weights)
-    model.requires_grad_(False).eval()
+    model.requires_grad_(False)
     return Policy(model, policy.tokenizer)

@@ -1,0 +1,179 @@
+"""A GRPO run on recorded completions, in this process or as one rank of several: `python replay.py SETTINGS.json`.
+
+The engine's completions, and their rewards, are a function of (iteration, slot, sample) alone, with ragged lengths, so
+that every run learns from the same tokens whatever its weights.
+"""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from grpo_lightning import GRPOModule
+from grpo_lightning.data import PromptDataModule
+from grpo_lightning.functional.random import uniforms
+from grpo_lightning.objective import Clipped, GroupNormalized, KLPenalty, Objective, SequenceMeanTokenMean, TokenMean
+from grpo_lightning.policy import CharacterPolicy
+from grpo_lightning.rewards import RewardCallback
+from grpo_lightning.rollout import InProcessEngine, RolloutEngine
+from grpo_lightning.types import Completion, FinishReason, SamplingParams
+
+ALPHABET = "0123456789+="
+
+
+class TinyPolicy(CharacterPolicy):
+    def __init__(self, dtype):
+        super().__init__(ALPHABET, hidden_size=16, num_layers=2, num_heads=2, max_positions=64)
+        self.dtype = dtype
+
+    def load_model(self, *, seed):
+        return super().load_model(seed=seed).to(self.dtype)
+
+
+class Sums(PromptDataModule):
+    def rows(self, split):
+        number = {"train": 12, "validation": 6, "test": 0}[split]
+        first = {"train": 0, "validation": 50, "test": 0}[split]
+        return [{"prompt": f"{i}+{i + 1}=", "answer": str(2 * i + 1)} for i in range(first, first + number)]
+
+
+class RecordedEngine(RolloutEngine):
+    def setup(self, model, tokenizer, eos_token_ids):
+        self.tokenizer = tokenizer
+
+    def generate(self, requests, sampling, coordinates):
+        return [self._completion(r.slot, s, coordinates) for r in requests for s in range(r.num_completions)]
+
+    def _completion(self, slot, sample, coordinates):
+        u = uniforms(
+            seed=7,
+            stream=coordinates.stream,
+            iteration=coordinates.iteration,
+            slots=torch.full((12,), slot),
+            samples=torch.full((12,), sample),
+            positions=torch.arange(12),
+        )
+        length = 1 + int(u[0] * 11)
+        ids = tuple(3 + int(x * len(ALPHABET)) for x in u[1 : 1 + length])
+        return Completion(
+            token_ids=ids,
+            sampler_logprobs=(0.0,) * length,
+            text=self.tokenizer.decode(ids),
+            finish_reason=FinishReason.LENGTH,
+        )
+
+    def update_weights(self, named_tensors, version):
+        pass
+
+
+class TokenSum(RewardCallback):
+    """Depends on the tokens alone; fails on the prompts of odd slots where `fails_on_odd`, which are rank 1's of two."""
+
+    def __init__(self, fails_on_odd=False):
+        super().__init__(name="token_sum")
+        self.fails_on_odd = fails_on_odd
+
+    def score(self, prompts, completions):
+        odd = [self.fails_on_odd and prompt.index % 2 == 1 for prompt in prompts]
+        sums = [sum(c.token_ids) % 7 / 7 for c in completions]
+        return [float("nan") if failed else s for failed, s in zip(odd, sums, strict=True)]
+
+
+class Record(Callback):
+    """The gradient before clipping of every update, every metric of every update, the weights after each iteration."""
+
+    def __init__(self):
+        self.gradients, self.weights, self.metrics = [], [], []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradients.append(torch.cat([p.grad.flatten().clone() for p in pl_module.policy.parameters()]))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch.ends_update:
+            logged = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("validation")}
+            self.metrics.append(logged)
+            self.weights.append(weights(pl_module))
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten().clone() for p in module.policy.parameters()])
+
+
+def make(
+    *,
+    accumulate=1,
+    num_epochs=1,
+    num_minibatches=1,
+    ranks=1,
+    dtype="float32",
+    iterations=2,
+    max_tokens=None,
+    fails_on_odd=False,
+    aggregation="sequence",
+    live=False,
+    callbacks=(),
+    lr=1e-2,
+    **trainer_kwargs,
+):
+    objective = Objective(
+        advantage=GroupNormalized(ddof=1, epsilon=1e-6),
+        surrogate=Clipped(clip_low=0.2, clip_high=0.2),
+        kl=KLPenalty(coefficient=0.05),
+        aggregation=TokenMean() if aggregation == "token" else SequenceMeanTokenMean(),
+    )
+    module = GRPOModule(
+        TinyPolicy(getattr(torch, dtype)),
+        objective,
+        SamplingParams(max_new_tokens=12),
+        partial(torch.optim.AdamW, lr=lr),
+        prompts_per_iteration=4,
+        group_size=4,
+        num_epochs=num_epochs,
+        num_minibatches=num_minibatches,
+        engine=InProcessEngine() if live else RecordedEngine(),
+        max_tokens_per_microbatch=max_tokens,
+        max_failure_rate=1.0,
+        seed=3,
+    )
+    record = Record()
+    settings = {
+        "max_steps": iterations * num_epochs * num_minibatches,
+        "accumulate_grad_batches": accumulate,
+        "gradient_clip_val": 0.5,
+        "devices": ranks,
+        "strategy": "ddp" if ranks > 1 else "auto",
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "max_epochs": -1,
+        "log_every_n_steps": 1,
+    }
+    trainer = Trainer(**{**settings, **trainer_kwargs}, callbacks=[TokenSum(fails_on_odd), record, *callbacks])
+    return module, Sums(), trainer, record
+
+
+def run(**settings):
+    module, data, trainer, record = make(**settings)
+    trainer.fit(module, data)
+    return record, module
+
+
+if __name__ == "__main__":
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    record, module = run(**settings)
+    tokens = [c.token_ids for c in module.rollout.completions]
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        result = {"gradients": record.gradients, "weights": record.weights, "slots": module.rollout.slots}
+        torch.save({**result, "tokens": tokens}, sys.argv[2])
+    else:
+        torch.save({"tokens": tokens, "slots": module.rollout.slots}, sys.argv[2] + ".rank1")
+

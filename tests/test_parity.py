@@ -1,0 +1,131 @@
+"""No split changes the result: accumulation, chunks and ranks, on one recorded rollout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import replay
+import torch
+
+# What floating point allows: sums of the same numbers in another order.
+GRADIENT_TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
+# Adam divides by the root of the squared gradient, which amplifies rounding where a gradient is nearly zero.
+WEIGHT_TOLERANCE = {"float32": 1e-4, "float64": 1e-8}
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def assert_same(record, other, dtype, start):
+    assert relative(record.gradients[0], other.gradients[0]) < GRADIENT_TOLERANCE[dtype]
+    update = (other.weights[-1] - start).norm()
+    assert float((record.weights[-1] - other.weights[-1]).norm() / update) < WEIGHT_TOLERANCE[dtype]
+
+
+def start_weights(dtype):
+    model = replay.TinyPolicy(getattr(torch, dtype)).load_model(seed=3)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The update in one piece, by dtype and number of updates."""
+    runs = {}
+
+    def get(dtype, num_epochs, **more):
+        key = (dtype, num_epochs, *sorted(more.items()))
+        if key not in runs:
+            runs[key] = replay.run(dtype=dtype, num_epochs=num_epochs, iterations=5, **more)[0]
+        return runs[key]
+
+    return get
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("num_epochs", [1, 3])
+@pytest.mark.parametrize("accumulate", [4, 16])
+@pytest.mark.parametrize("aggregation", ["sequence", "token"])
+def test_micro_batches(whole, dtype, num_epochs, accumulate, aggregation):
+    split, _ = replay.run(
+        dtype=dtype, num_epochs=num_epochs, accumulate=accumulate, iterations=5, aggregation=aggregation
+    )
+    assert_same(split, whole(dtype, num_epochs, aggregation=aggregation), dtype, start_weights(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_oversized_bin_cut_into_chunks(whole, dtype):
+    split, _ = replay.run(dtype=dtype, num_epochs=3, iterations=5, max_tokens=20)
+    assert_same(split, whole(dtype, 3), dtype, start_weights(dtype))
+
+
+def test_the_mean_of_each_micro_batch_would_not_pass(whole):
+    """The control: what frameworks do that divide by local counts is off by far more than the tolerance."""
+    full = whole("float64", 1)
+    module, data, trainer, record = replay.make(dtype="float64", accumulate=4, iterations=1)
+    correct = module._chunk_loss
+
+    def local_mean(samples, counts, *, recompute):
+        local = counts._replace(sequences=len(samples) * 4)
+        return correct(samples, local, recompute=recompute)
+
+    module._chunk_loss = local_mean
+    trainer.fit(module, data)
+    assert relative(record.gradients[0], full.gradients[0]) > 1e-3
+
+
+def two_ranks(tmp_path, **settings):
+    file, out = tmp_path / "settings.json", tmp_path / "result.pt"
+    file.write_text(json.dumps({"ranks": 2, "iterations": 5, **settings}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    script = Path(replay.__file__)
+    done = subprocess.run(
+        [sys.executable, script, file, out], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out), torch.load(f"{out}.rank1")
+
+
+class Recorded:
+    def __init__(self, state):
+        self.gradients, self.weights = state["gradients"], state["weights"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        ("float32", {"num_epochs": 3, "accumulate": 2}),
+        ("float64", {"num_epochs": 3, "accumulate": 2}),
+        ("float64", {"num_epochs": 1, "num_minibatches": 2, "aggregation": "token"}),
+        ("float64", {"num_epochs": 1, "max_tokens": 20}),
+    ],
+)
+def test_two_ranks(tmp_path, dtype, settings):
+    first, _ = two_ranks(tmp_path, dtype=dtype, **settings)
+    one, _ = replay.run(dtype=dtype, iterations=5, **{**settings, "accumulate": 1})
+    assert_same(Recorded(first), one, dtype, start_weights(dtype))
+
+
+def test_a_rank_whose_loss_tokens_are_all_masked(tmp_path):
+    settings = {"dtype": "float64", "fails_on_odd": True, "num_epochs": 2}
+    first, _ = two_ranks(tmp_path, **settings)
+    one, _ = replay.run(iterations=5, **settings)
+    assert_same(Recorded(first), one, "float64", start_weights("float64"))
+
+
+def test_free_running_ranks_draw_the_same_tokens(tmp_path):
+    settings = {"dtype": "float64", "live": True, "num_epochs": 2}
+    first, second = two_ranks(tmp_path, **settings)
+    _, module = replay.run(iterations=5, **settings)
+    G = 4
+    one = {(s, g): module.rollout.completions[s * G + g].token_ids for s in range(4) for g in range(G)}
+    two = {
+        (slot, g): tuple(part["tokens"][p * G + g])
+        for part in (first, second)
+        for p, slot in enumerate(part["slots"])
+        for g in range(G)
+    }
+    assert one == two

@@ -1,0 +1,131 @@
+"""A run that was interrupted anywhere goes on bit for bit."""
+
+import pytest
+import replay
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from grpo_lightning.types import ConfigurationError
+
+SETTINGS = {"num_epochs": 2, "accumulate": 2, "iterations": 12, "live": True}
+UPDATES = 2  # of an iteration
+
+
+class SaveAt(Callback):
+    """Saves after a micro-batch, counted from 1 over the whole run: what a time interval does, but at a chosen time."""
+
+    def __init__(self, number, path):
+        self.number, self.path = number, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.number:
+            trainer.save_checkpoint(self.path)
+
+
+class Crash(Callback):
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def on_phase(self, trainer, pl_module, phase):
+        if phase == "update" and pl_module.iteration == self.iteration:
+            raise KeyError("as a bug would")
+
+
+@pytest.fixture(scope="module")
+def straight():
+    return replay.run(**SETTINGS)[0]
+
+
+def resumed(path, **changes):
+    module, data, trainer, record = replay.make(**{**SETTINGS, **changes})
+    trainer.fit(module, data, ckpt_path=path)
+    return record, module, trainer
+
+
+def assert_goes_on(record, straight):
+    """The updates of the resumed run are the last ones of the uninterrupted run: weights and metrics, bit for bit."""
+    number = len(record.weights)
+    assert number >= 2 * 5  # five iterations at least
+    for i in range(1, number + 1):
+        assert torch.equal(record.weights[-i], straight.weights[-i])
+        assert record.metrics[-i] == straight.metrics[-i]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "first_update"),
+    [
+        (4 * 7, 14),  # after iteration 7
+        (4 * 6 + 2, 13),  # in the middle of an iteration, after its first update
+        (4 * 6 + 3, 13),  # inside the accumulation window of its second update: from the window's start
+        (4 * 6 + 1, 12),  # inside the first window of an iteration: from the iteration's start
+        (1, 0),  # inside the very first window
+    ],
+)
+def test_interrupted_anywhere(tmp_path, straight, micro_batch, first_update):
+    path = tmp_path / "a.ckpt"
+    replay.run(**{**SETTINGS, "iterations": 8}, callbacks=[SaveAt(micro_batch, path)])
+    record, module, _ = resumed(path)
+    assert len(record.weights) == len(straight.weights) - first_update
+    assert_goes_on(record, straight)
+    assert module.iteration == SETTINGS["iterations"]
+
+
+def test_after_an_exception(tmp_path, straight):
+    keep = ModelCheckpoint(dirpath=tmp_path, save_on_exception=True, every_n_train_steps=10**6)
+    with pytest.raises(KeyError):
+        replay.run(**SETTINGS, callbacks=[keep, Crash(6)], enable_checkpointing=True)
+    (path,) = tmp_path.glob("*.ckpt")
+    assert_goes_on(resumed(path)[0], straight)
+
+
+def test_optimizer_state_is_that_of_the_uninterrupted_run(tmp_path):
+    path, ends = tmp_path / "a.ckpt", []
+    replay.run(**{**SETTINGS, "iterations": 4}, callbacks=[SaveAt(10, path)])
+    for start in (None, path):
+        module, data, trainer, _ = replay.make(**{**SETTINGS, "iterations": 6})
+        trainer.fit(module, data, ckpt_path=start)
+        ends.append(trainer.optimizers[0].state_dict())
+    for index, state in ends[0]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, ends[1]["state"][index][name])
+
+
+@pytest.mark.parametrize("every", [None, 8])
+def test_evaluation_does_not_disturb_training(straight, every):
+    changes = {"limit_val_batches": 1.0, "val_check_interval": every, "check_val_every_n_epoch": None}
+    record, _ = replay.run(**SETTINGS, **(changes if every else {}))
+    assert all(map(torch.equal, record.weights, straight.weights))
+    assert len(record.weights) == len(straight.weights)
+
+
+def test_the_command_lines_learning_rate_wins(tmp_path):
+    path = tmp_path / "a.ckpt"
+    replay.run(**{**SETTINGS, "iterations": 2}, callbacks=[SaveAt(8, path)])
+    _, _, trainer = resumed(path, lr=3e-3, iterations=3)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 3e-3
+
+
+def test_the_policy_lies_beside_the_checkpoint(tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = tmp_path / "a.ckpt"
+    _, module = replay.run(**{**SETTINGS, "iterations": 1}, callbacks=[SaveAt(4, path)])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a.policy")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a.policy")
+    assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), replay.weights(module))
+    ids = model.generate(**tokenizer("1+2=", return_tensors="pt"), max_new_tokens=3, do_sample=False)
+    assert ids.shape[1] > 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"accumulate": 4}, "trainer.accumulate_grad_batches"),
+        ({"num_epochs": 3}, "model.num_epochs"),
+    ],
+)
+def test_settings_that_cannot_be_resumed_are_refused_by_key(tmp_path, changes, key):
+    path = tmp_path / "a.ckpt"
+    replay.run(**{**SETTINGS, "iterations": 1}, callbacks=[SaveAt(2, path)])
+    with pytest.raises(ConfigurationError, match=key):
+        resumed(path, **changes)

@@ -1,0 +1,19 @@
+from grpo_lightning.ticks import TickLoader
+
+
+def test_the_order_of_an_iteration():
+    ticks = list(TickLoader(num_iterations=2, num_updates=2, num_microbatches=2))
+    assert [(t.update, t.microbatch) for t in ticks] == [(0, 0), (0, 1), (1, 0), (1, 1)] * 2
+    assert [t.starts_iteration for t in ticks] == [True, False, False, False] * 2
+    assert [t.ends_update for t in ticks] == [False, True, False, True] * 2
+    assert [t.ends_iteration for t in ticks] == [False, False, False, True] * 2
+
+
+def test_a_resumed_loader_goes_on_and_the_next_epoch_is_whole():
+    whole = TickLoader(num_iterations=2, num_updates=1, num_microbatches=3)
+    iterator = iter(whole)
+    yielded = [next(iterator) for _ in range(4)]
+    resumed = TickLoader(num_iterations=2, num_updates=1, num_microbatches=3)
+    resumed.load_state_dict(whole.state_dict())
+    assert yielded + list(resumed) == list(TickLoader(num_iterations=2, num_updates=1, num_microbatches=3))
+    assert len(list(resumed)) == 6
