@@ -69,7 +69,7 @@ class RewardCallback(Callback, ABC):
         """
         return completion.text.strip() or None
 
-    def close(self) -> None:  # noqa: B027 - most rewards hold nothing to give back
+    def close(self) -> None:
         """Give back what the reward holds (processes, connections). `score` may be called again after it."""
 
     def read_column(self, prompt: Prompt, column: str) -> Any:
@@ -97,11 +97,16 @@ class RewardCallback(Callback, ABC):
                 self.first_failure,
             )
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - Lightning's signature
         """Close the reward when a stage ends."""
         self.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(  # Lightning's signature
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        exception: BaseException,  # noqa: ARG002
+    ) -> None:
         """Close the reward when a run breaks: Lightning calls no `teardown` then."""
         self.close()
 

@@ -10,6 +10,7 @@ This is no sandbox: the function runs with the user's rights.
 
 import contextlib
 import enum
+import inspect
 import os
 import pickle
 import queue
@@ -18,9 +19,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_lightning.rewards import worker as worker_program
@@ -76,11 +76,13 @@ def locate(function: Callable[..., Any]) -> FunctionSource:
     """
     module = getattr(function, "__module__", None)
     qualname = getattr(function, "__qualname__", "<object>")
-    if module is None or "<" in qualname:
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    is_bound = inspect.ismethod(function) and not isinstance(function.__self__, type)
+    if module is None or "<" in qualname or is_bound or (module == "__main__" and file is None):
         raise ConfigurationError(
-            f"With `isolate`, a reward function must be defined at the top level of a module, got {function!r}."
+            f"With `isolate`, a reward function must stand at the top level of a file, got {function!r}."
         )
-    return FunctionSource(module, getattr(sys.modules.get(module), "__file__", None), qualname)
+    return FunctionSource(module, file, qualname)
 
 
 class WorkerPool:
@@ -172,13 +174,17 @@ class _Worker:
     def _start(self) -> CallResult | None:
         """Start a process and wait until it has its function; what went wrong if a replacement does not start."""
         self.close()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", worker_program.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is the parent's; and what the function starts can be killed with it
-        )
-        result = self._exchange(pickle.dumps((list(sys.path), *self._source)), START_SECONDS)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-P", worker_program.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is the parent's; and what the function starts is killed with it
+            )
+        except OSError as error:
+            result = CallResult(CallStatus.CRASHED, None, str(error))
+        else:
+            result = self._exchange(pickle.dumps((list(sys.path), *self._source)), START_SECONDS)
         if result.status is CallStatus.RETURNED:
             self._has_started = True
             return None
@@ -205,6 +211,7 @@ class _Worker:
                 reply = None
         if reply is None:
             self.close()
+            process.wait()  # `close` may have been another thread's
             if is_over.is_set():
                 return CallResult(CallStatus.TIMED_OUT, None, f"No result within {timeout_seconds:g} s.")
             return CallResult(CallStatus.CRASHED, None, f"The worker process {_describe_end(process.returncode)}.")
@@ -212,24 +219,25 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _deadline(process: "subprocess.Popen[bytes]", seconds: float | None) -> Any:
+def _deadline(process: "subprocess.Popen[bytes]", seconds: float | None) -> Iterator[threading.Event]:
     """Kill `process` unless the block ends within `seconds`; yields the event that is set when that happens."""
     is_over = threading.Event()
+    if seconds is None:
+        yield is_over
+        return
 
     def end() -> None:
         is_over.set()
         _kill(process)
 
-    timer = threading.Timer(seconds if seconds is not None else threading.TIMEOUT_MAX, end)
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
-    if seconds is not None:
-        timer.start()
+    timer.start()
     try:
         yield is_over
     finally:
         timer.cancel()
-        if seconds is not None:
-            timer.join()  # so that a kill under way never meets the process of the next call
+        timer.join()  # a kill under way must not meet the next call
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

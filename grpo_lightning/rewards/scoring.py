@@ -13,6 +13,7 @@ A string, or a wrong number of values, is a mistake in the reward function. It s
 completion could be scored rightly.
 """
 
+import itertools
 import math
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,7 +85,7 @@ def score_rollout(
 
 
 def check_failure_rate(
-    rewards: Sequence[RewardCallback], failed_counts: Sequence[int], count: int, max_failure_rate: float
+    rewards: Sequence[RewardCallback], failed_counts: Sequence[float], count: float, max_failure_rate: float
 ) -> None:
     """Stop the run when a reward failed too often.
 
@@ -101,29 +102,17 @@ def check_failure_rate(
         if failed > max_failure_rate * count:
             first = reward.first_failure or "on another rank: see its log."
             raise RewardFailureError(
-                f"{reward} failed on {failed} of {count} completions ({failed / count:.1%}); "
+                f"{reward} failed on {failed:g} of {count:g} completions ({failed / count:.1%}); "
                 f"model.max_failure_rate allows {max_failure_rate:.1%}. The first failure was:\n{first}"
             )
 
 
-def _scores(
-    reward: RewardCallback, prompts: Sequence[Prompt], completions: Sequence[Completion]
-) -> list[Score | object]:
-    """What `reward` says of each completion, unchecked; NaN where it raised."""
-    try:
-        return _as_list(reward, reward.score(prompts, completions), len(completions))
-    except ConfigurationError:
-        raise
-    except Exception:
-        reward.report_failure(traceback.format_exc())
-    if not reward.pointwise or len(completions) == 1:
-        return [math.nan] * len(completions)
-    pairs = zip(prompts, completions, strict=True)
-    return [_scores(reward, [prompt], [completion])[0] for prompt, completion in pairs]
+def expect_list(reward: RewardCallback, scores: object, count: int) -> list[Any]:
+    """`scores` as a list of `count` values, unchecked.
 
-
-def _as_list(reward: RewardCallback, scores: object, count: int) -> list[Any]:
-    """`scores` as a list of `count` values."""
+    Raises:
+        ConfigurationError: It is no list, or has another length.
+    """
     if not isinstance(scores, Iterable) or isinstance(scores, str | bytes | Mapping | set | StepScores):
         raise ConfigurationError(f"{reward} must return a list of {count} scores, got {_describe(scores)}.")
     values = list(scores)
@@ -132,6 +121,22 @@ def _as_list(reward: RewardCallback, scores: object, count: int) -> list[Any]:
             f"{reward} must return one score per completion: expected {count} values, got {len(values)}."
         )
     return values
+
+
+def _scores(
+    reward: RewardCallback, prompts: Sequence[Prompt], completions: Sequence[Completion]
+) -> list[Score | object]:
+    """What `reward` says of each completion, unchecked; NaN where it raised."""
+    try:
+        return expect_list(reward, reward.score(prompts, completions), len(completions))
+    except ConfigurationError:
+        raise
+    except Exception:
+        reward.report_failure(traceback.format_exc())
+    if not reward.pointwise or len(completions) == 1:
+        return [math.nan] * len(completions)
+    pairs = zip(prompts, completions, strict=True)
+    return [_scores(reward, [prompt], [completion])[0] for prompt, completion in pairs]
 
 
 def _value(reward: RewardCallback, score: object, completion: Completion) -> float:
@@ -161,7 +166,7 @@ def _sum_of_steps(reward: RewardCallback, steps: StepScores, completion: Complet
     """The sum of the scores of `steps`, whose end positions must be increasing and inside the completion."""
     ends = list(steps.end_positions)
     length = len(completion.token_ids)
-    increasing = all(before < after for before, after in zip(ends, ends[1:], strict=False))
+    increasing = all(before < after for before, after in itertools.pairwise(ends))
     if not ends or len(steps.scores) != len(ends) or not increasing or ends[0] < 0 or ends[-1] >= length:
         raise ConfigurationError(
             f"{reward} must return StepScores with one increasing end position in 0..{length - 1} per score\n"

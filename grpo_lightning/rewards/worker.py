@@ -22,20 +22,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-READY, RETURNED, RAISED = "ready", "returned", "raised"
+RETURNED, RAISED = "returned", "raised"
 
 
 def main() -> None:
     """Serve calls until the parent closes the stream."""
     requests, replies = _take_over_streams()
     _end_with_parent()
-    sys.path[:], module, file, qualname = _receive(requests)
+    sys.path[:], module, file, qualname = pickle.loads(pickle.load(requests))
     try:
         function = load_function(module, file, qualname)
     except BaseException:
-        _send(replies, (RAISED, traceback.format_exc()))
+        _send(replies, pickle.dumps((RAISED, traceback.format_exc())))
         return
-    _send(replies, (READY, None))
+    _send(replies, pickle.dumps((RETURNED, None)))
     while True:
         try:
             payload = pickle.load(requests)
@@ -75,17 +75,16 @@ def _is_importable(name: str) -> bool:
         return False
 
 
-def _call(function: Callable[..., Any], payload: bytes) -> tuple[str, Any]:
-    """Call `function`, and answer with its value or the traceback."""
+def _call(function: Callable[..., Any], payload: bytes) -> bytes:
+    """Call `function`, and answer with its value or the traceback, pickled."""
     try:
         args, kwargs = pickle.loads(payload)
         value = function(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
-        pickle.dumps(value)  # say here, with the traceback, that it cannot be sent back
+        return pickle.dumps((RETURNED, value))
     except BaseException:  # sys.exit() in a reward is one failed completion too
-        return RAISED, traceback.format_exc()
-    return RETURNED, value
+        return pickle.dumps((RAISED, traceback.format_exc()))
 
 
 def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
@@ -111,13 +110,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _send(stream: BinaryIO, message: tuple[str, Any]) -> None:
-    pickle.dump(pickle.dumps(message), stream)
+def _send(stream: BinaryIO, message: bytes) -> None:
+    pickle.dump(message, stream)
     stream.flush()
-
-
-def _receive(stream: BinaryIO) -> Any:
-    return pickle.loads(pickle.load(stream))
 
 
 if __name__ == "__main__":
