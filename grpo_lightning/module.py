@@ -445,10 +445,6 @@ class GRPOModule(LightningModule):
         if batch.ends_update:
             self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Ticks and prompts stay where they are."""
-        return batch
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The policy's weights; the reference is the policy that the run began with, and is loaded from there."""
         state = super().state_dict(*args, **kwargs)

@@ -93,10 +93,6 @@ class SupervisedModule(LightningModule):
             )
         return DemonstrationLoader(demonstrations, self.batch_size, self.seed)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """The tokens are moved when they are laid out."""
-        return batch
-
     def on_fit_end(self) -> None:
         """Write the policy's folder."""
         if self.trainer.is_global_zero and self.policy is not None:

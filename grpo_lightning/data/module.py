@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
@@ -97,6 +98,10 @@ class PromptDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> "EvaluationLoader":
         """As `test_dataloader`."""
         return self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Ticks, prompts and demonstrations stay where they are: tokens are moved when they are laid out."""
+        return batch
 
     def _evaluation_loader(self, split: Split) -> "EvaluationLoader":
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
