@@ -45,7 +45,7 @@ class ExactAnswer(RewardCallback):
         super().__init__(name, weight)
         if marker is None or end_marker is None:  # jsonargparse reads "#" after "=" as a YAML comment
             raise ConfigurationError(
-                f"ExactAnswer.marker and .end_marker must be strings, got {marker!r} and {end_marker!r}; empty means none.\n"
+                f"ExactAnswer.marker and .end_marker must be text, got {marker!r} and {end_marker!r} (empty: none).\n"
                 "The command line takes one that starts with # for a comment: give it in a YAML file."
             )
         self.column = column

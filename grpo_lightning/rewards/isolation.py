@@ -153,11 +153,15 @@ class _Worker:
             payload = pickle.dumps(call)
         except Exception as error:
             return CallResult(CallStatus.RAISED, None, f"The arguments cannot be sent to a worker: {error!r}")
-        if self._process is None or self._process.poll() is not None:
-            failure = self._start()
-            if failure is not None:
-                return failure
-        return self._exchange(payload, self._timeout_seconds)
+        for _ in range(2):
+            if self._process is None or self._process.poll() is not None:
+                failure = self._start()
+                if failure is not None:
+                    return failure
+            result = self._exchange(payload, self._timeout_seconds)
+            if result is not None:
+                return result
+        return CallResult(CallStatus.CRASHED, None, "Two worker processes died before they took the call.")
 
     def close(self) -> None:
         """Kill the process and what it started, and collect it."""
@@ -184,7 +188,9 @@ class _Worker:
         except OSError as error:
             result = CallResult(CallStatus.CRASHED, None, str(error))
         else:
-            result = self._exchange(pickle.dumps((list(sys.path), *self._source)), START_SECONDS)
+            result = self._exchange(pickle.dumps((list(sys.path), *self._source)), START_SECONDS) or CallResult(
+                CallStatus.CRASHED, None, "It ended at once."
+            )
         if result.status is CallStatus.RETURNED:
             self._has_started = True
             return None
@@ -196,26 +202,33 @@ class _Worker:
             f"A worker process cannot load the reward function {self._source.module}.{self._source.qualname}:\n{reason}"
         )
 
-    def _exchange(self, payload: bytes, timeout_seconds: float | None) -> CallResult:
-        """Send `payload` and wait for the reply; at the deadline the process is killed, which ends the wait."""
+    def _exchange(self, payload: bytes, timeout_seconds: float | None) -> CallResult | None:
+        """Send `payload` and wait for the reply; at the deadline the process is killed, which ends the wait.
+
+        Returns:
+            The outcome; None if the process was gone before it took the payload, which is then not to blame.
+        """
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        with _deadline(process, timeout_seconds) as is_over:
-            try:
-                pickle.dump(payload, process.stdin)
-                process.stdin.flush()
-                reply = pickle.load(process.stdout)
-            except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: closed by another thread
-                reply = None
-        if reply is None:
-            self.close()
-            process.wait()  # `close` may have been another thread's
-            if is_over.is_set():
-                return CallResult(CallStatus.TIMED_OUT, None, f"No result within {timeout_seconds:g} s.")
-            return CallResult(CallStatus.CRASHED, None, f"The worker process {_describe_end(process.returncode)}.")
-        return _read_reply(reply)
+        is_taken, reply = False, None
+        # EOFError and OSError: it died. ValueError: another thread closed the streams.
+        death = contextlib.suppress(EOFError, OSError, ValueError, pickle.UnpicklingError)
+        with _deadline(process, timeout_seconds) as is_over, death:
+            pickle.dump(payload, process.stdin)
+            process.stdin.flush()
+            is_taken = pickle.load(process.stdout) == worker_program.TAKEN
+            reply = pickle.load(process.stdout)
+        if reply is not None:
+            return _read_reply(reply)
+        self.close()
+        process.wait()  # `close` may have been another thread's
+        if is_over.is_set():
+            return CallResult(CallStatus.TIMED_OUT, None, f"No result within {timeout_seconds:g} s.")
+        if not is_taken:
+            return None
+        return CallResult(CallStatus.CRASHED, None, f"The worker process {_describe_end(process.returncode)}.")
 
 
 @contextlib.contextmanager

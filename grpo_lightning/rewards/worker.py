@@ -23,13 +23,14 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 RETURNED, RAISED = "returned", "raised"
+TAKEN = b"taken"
 
 
 def main() -> None:
     """Serve calls until the parent closes the stream."""
     requests, replies = _take_over_streams()
     _end_with_parent()
-    sys.path[:], module, file, qualname = pickle.loads(pickle.load(requests))
+    sys.path[:], module, file, qualname = pickle.loads(_take(requests, replies))
     try:
         function = load_function(module, file, qualname)
     except BaseException:
@@ -38,7 +39,7 @@ def main() -> None:
     _send(replies, pickle.dumps((RETURNED, None)))
     while True:
         try:
-            payload = pickle.load(requests)
+            payload = _take(requests, replies)
         except EOFError:
             return
         _send(replies, _call(function, payload))
@@ -108,6 +109,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _take(requests: BinaryIO, replies: BinaryIO) -> bytes:
+    """The next message, and word that it has arrived: from here on it is to blame if this process dies."""
+    payload: bytes = pickle.load(requests)
+    _send(replies, TAKEN)
+    return payload
 
 
 def _send(stream: BinaryIO, message: bytes) -> None:
