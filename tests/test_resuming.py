@@ -75,7 +75,8 @@ def test_after_an_exception(tmp_path, straight):
     with pytest.raises(KeyError):
         replay.run(**SETTINGS, callbacks=[keep, Crash(6)], enable_checkpointing=True)
     (path,) = tmp_path.glob("*.ckpt")
-    assert_goes_on(resumed(path)[0], straight)
+    again = ModelCheckpoint(dirpath=tmp_path, save_on_exception=True, every_n_train_steps=10**6)
+    assert_goes_on(resumed(path, callbacks=[again], enable_checkpointing=True)[0], straight)
 
 
 def test_optimizer_state_is_that_of_the_uninterrupted_run(tmp_path):
