@@ -23,7 +23,8 @@ quickstart: $(RUN)/installed
 	$(RUN)/bin/grpo-lightning fit --config configs/quickstart.yaml
 
 quickstart-long: $(RUN)/installed
-	$(RUN)/bin/grpo-lightning fit --config configs/quickstart-long.yaml
+	$(RUN)/bin/grpo-lightning fit --config configs/quickstart.yaml \
+		--trainer.max_steps -1 --trainer.max_time 00:00:09:00
 
 test: $(DEV)/installed
 	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n $(TEST_WORKERS)

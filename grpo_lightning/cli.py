@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import grpo_lightning
 import grpo_lightning.callbacks
@@ -63,6 +63,7 @@ def main(args: list[str] | None = None) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            save_config_callback=_SaveConfigOfFit,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "version": grpo_lightning.__version__,
@@ -72,6 +73,14 @@ def main(args: list[str] | None = None) -> None:
             },
             args=args,
         )
+
+
+class _SaveConfigOfFit(SaveConfigCallback):
+    """Leaves the config of `fit` in the run's folder when the run is evaluated: it is what resumes the run."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 _MISTAKES = (ConfigurationError, MisconfigurationException)

@@ -44,6 +44,9 @@ class Toy(LightningModule):
             raise RuntimeError("a defect, not a mistake")
         return self.layer(batch).sum()
 
+    def validation_step(self, batch, index):
+        pass
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -56,6 +59,8 @@ class Data(LightningDataModule):
 
     def train_dataloader(self):
         return DataLoader(torch.ones(self.size, 2), batch_size=2)
+
+    val_dataloader = train_dataloader
 
 
 class Noted(Callback):
@@ -171,7 +176,7 @@ def test_the_printed_config_is_complete_and_runs(folder, capsys):
     assert fit("--seed_everything", "3")["model"].seed == 3
 
 
-def test_the_config_is_saved_in_the_run_folder_and_may_be_overwritten(folder):
+def test_the_config_of_fit_is_saved_in_the_run_folder_and_evaluation_leaves_it_there(folder):
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "toy", "version": ""}}
     Path("run.yaml").write_text(yaml.safe_dump({**CONFIG, "trainer": {**CONFIG["trainer"], "logger": logger}}))
     for seed in ("1", "2"):
@@ -179,6 +184,8 @@ def test_the_config_is_saved_in_the_run_folder_and_may_be_overwritten(folder):
         saved = yaml.safe_load(Path("runs/toy/config.yaml").read_text())
         assert saved["seed_everything"] == int(seed)
         assert "seed" not in saved["model"]["init_args"]  # so that the saved config can be run with another seed
+    main(["validate", "--config", "runs/toy/config.yaml", "--trainer.max_steps", "7"])
+    assert yaml.safe_load(Path("runs/toy/config.yaml").read_text()) == saved
 
 
 def test_settings_of_the_command_line_win_over_those_in_a_checkpoint(folder):

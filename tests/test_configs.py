@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 OVERLAYS = [path for path in CONFIGS if path.parent != ROOT / "configs"]
 RUNS = [path for path in CONFIGS if path not in OVERLAYS]
+GRPO_RUNS = [path for path in RUNS if "GRPOModule" in path.read_text()]
 
 
 def name(path):
@@ -50,7 +51,7 @@ def built(monkeypatch, tmp_path):
 
 
 def test_there_is_a_quickstart():
-    assert {"quickstart.yaml", "quickstart-long.yaml"} <= set(map(name, RUNS))
+    assert "quickstart.yaml" in map(name, RUNS)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
@@ -69,14 +70,15 @@ def test_a_run_builds_its_model_data_and_trainer(path, built):
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_a_run_keeps_its_artefacts_in_one_folder(path, built):
     loggers = built(path)["trainer"].loggers
-    assert {type(logger).__name__ for logger in loggers} >= {"TensorBoardLogger", "CSVLogger"}
+    wanted = {"TensorBoardLogger", "CSVLogger"} if path in GRPO_RUNS else {"CSVLogger"}
+    assert {type(logger).__name__ for logger in loggers} >= wanted
     folders = {str(Path(logger.log_dir)) for logger in loggers}
     assert len(folders) == 1
     assert folders.pop().startswith("runs")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
-@pytest.mark.parametrize("run", [path for path in RUNS if "GRPOModule" in path.read_text()], ids=name)
+@pytest.mark.parametrize("run", GRPO_RUNS, ids=name)
 def test_an_overlay_says_all_that_it_is_about(run, overlay, capsys):
     """What an overlay sets comes out as it stands there, whatever run it is laid on."""
     wanted = yaml.safe_load(overlay.read_text())

@@ -16,7 +16,7 @@ def example(tmp_path, monkeypatch):
     """The Python example with tiny settings, beside a tiny policy."""
     monkeypatch.chdir(tmp_path)
     source = CharacterPolicy(hidden_size=16, num_layers=1, num_heads=2, max_positions=128)
-    Policy(source.load_model(seed=0), source.load_tokenizer()).save(Path("runs/quickstart/policy"))
+    Policy(source.load_model(seed=0), source.load_tokenizer()).save(Path("runs/quickstart/cold_start/policy"))
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "GRPOModule" in block)
     quiet = "logger=False, enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0"
     for setting, tiny in {
