@@ -1,5 +1,6 @@
 """A key-value cache whose rows come and go."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class RowCache(Cache):
         self.starts: list[int] = []
         """Each live row's first column."""
         self._first = 0
+        self._storage: list[Tensor] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._mask = torch.empty(0, 0)
@@ -49,7 +51,7 @@ class RowCache(Cache):
             num_rows: Most rows that will be live at once before the next `begin`.
             longest_prompt: Longest prompt, in tokens, that will be appended.
         """
-        self.starts, self._num_rows = [], num_rows
+        self.starts, self._keys, self._values, self._num_rows = [], [], [], num_rows
         self._reserved = self.column = self._first = longest_prompt
 
     def update(
@@ -81,7 +83,8 @@ class RowCache(Cache):
             prompt_of_row: Which of them each new row continues.
             lengths: The number of tokens of each new row's prompt.
         """
-        self._make_room(prompts)
+        if not self._keys:
+            self._shape_buffers(prompts.keys, prompts.values, width=self.column + _SPARE_COLUMNS)
         old, new = len(self.starts), len(self.starts) + len(lengths)
         self.starts += [self.column - length for length in lengths]
         self._first = min(self.starts)
@@ -137,40 +140,33 @@ class RowCache(Cache):
             view[target] = view[source]
         self._mask[target] = self._mask[source]
 
-    def _make_room(self, prompts: PromptStates) -> None:
-        """Have buffers that fit the model, the rows and the next column."""
-        layers = (*prompts.keys, *prompts.values)
-        if not self._fits(layers):
-            empty = [states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in layers]
-            self._keys, self._values = empty[: len(prompts.keys)], empty[len(prompts.keys) :]
-            self._mask = layers[0].new_zeros(0, 0)
-        if len(self._mask) < self._num_rows or self._mask.shape[1] <= self.column:
-            self._relocate(column=self.column, width=max(self.column + _SPARE_COLUMNS, self._mask.shape[1]))
-
-    def _fits(self, layers: tuple[Tensor, ...]) -> bool:
-        buffers = (*self._keys, *self._values)
-        return len(buffers) == len(layers) and all(
-            (buffer.dtype, buffer.device, buffer.shape[1], buffer.shape[3])
-            == (states.dtype, states.device, states.shape[1], states.shape[3])
-            for buffer, states in zip(buffers, layers, strict=True)
-        )
-
     def _relocate(self, *, column: int, width: int) -> None:
         """Move the live window so that it ends before `column`, in buffers of `width` columns."""
-        shape = (max(self._num_rows, len(self._mask)), width)
-        live, begin = len(self.starts), column - (self.column - self._first)
-        old, new = slice(self._first, self.column), slice(begin, column)
-
-        def moved(buffer: Tensor) -> Tensor:
-            window = buffer[:live, ..., old, :].clone()
-            if (buffer.shape[0], buffer.shape[-2]) != shape:
-                # Zeros, not whatever was there: a hidden NaN would still reach the result, as 0 times NaN.
-                buffer = buffer.new_zeros(shape[0], *buffer.shape[1:-2], width, buffer.shape[-1])
-            buffer[:live, ..., new, :] = window
-            return buffer
-
-        self._keys, self._values = [moved(b) for b in self._keys], [moved(b) for b in self._values]
+        begin = column - (self.column - self._first)
+        buffers = (*self._keys, *self._values)
+        windows = [buffer[: len(self.starts), :, self._first : self.column].clone() for buffer in buffers]
+        self._shape_buffers([*self._keys], [*self._values], width=width)
+        for buffer, window in zip((*self._keys, *self._values), windows, strict=True):
+            buffer[: len(self.starts), :, begin:column] = window
         self.starts = [start - self._first + begin for start in self.starts]
         self.column, self._first = column, begin
-        self._mask = self._mask.new_zeros(shape)
-        self._hide(slice(live))
+        self._hide(slice(len(self.starts)))
+
+    def _shape_buffers(self, keys: Sequence[Tensor], values: Sequence[Tensor], *, width: int) -> None:
+        """Lay buffers of `width` columns over the storage, for layers with such keys and values.
+
+        Every call of `generate` begins with the same shapes, whatever came before: strides may decide how a product
+        is computed, and a resumed run must agree to the last bit with one that was never interrupted.
+        """
+        likes = (*keys, *values)
+        self._storage += [like.new_zeros(0) for like in likes[len(self._storage) :]]
+        buffers = []
+        for i, like in enumerate(likes):
+            shape = (self._num_rows, like.shape[1], width, like.shape[3])
+            storage = self._storage[i]
+            if storage.numel() < math.prod(shape) or (storage.dtype, storage.device) != (like.dtype, like.device):
+                # Zeros, not whatever was there: a hidden NaN would still reach the result, as 0 times NaN.
+                storage = self._storage[i] = like.new_zeros(math.prod(shape))
+            buffers.append(storage[: math.prod(shape)].view(shape))
+        self._keys, self._values = buffers[: len(keys)], buffers[len(keys) :]
+        self._mask = likes[0].new_zeros(self._num_rows, width)

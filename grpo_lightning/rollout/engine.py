@@ -22,9 +22,7 @@ class RolloutEngine(ABC):
     """
 
     @abstractmethod
-    def setup(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]
-    ) -> None:
+    def setup(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
         """Attach the policy whose completions are wanted. Called once, before the first `generate`."""
 
     @abstractmethod

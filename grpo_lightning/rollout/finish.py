@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.types import SamplingParams
+from grpo_lightning.types import ConfigurationError, SamplingParams
 
 # A character is at most four tokens of a byte-level vocabulary; the rest is for tokens that decode to nothing.
 _TOKENS_PER_CHARACTER, _SPARE_TOKENS = 4, 8
@@ -21,6 +21,9 @@ class FinishRules:
         sampling: Its stop strings.
         vocabulary: V, the number of logits.
         device: Where tokens are drawn.
+
+    Raises:
+        ConfigurationError: A stop string is empty.
     """
 
     def __init__(
@@ -32,6 +35,8 @@ class FinishRules:
         vocabulary: int,
         device: torch.device,
     ) -> None:
+        if "" in sampling.stop:
+            raise ConfigurationError("model.sampling.stop must hold non-empty strings, got ''.")
         self._tokenizer = tokenizer
         self._stop = sampling.stop
         self._tail = max((_TOKENS_PER_CHARACTER * len(s) + _SPARE_TOKENS for s in sampling.stop), default=0)

@@ -134,13 +134,14 @@ class InProcessEngine(RolloutEngine):
 @contextmanager
 def _decoding(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, and an attention that takes masks; both as before afterwards."""
-    was_training, attention = model.training, model.config._attn_implementation
+    training, attention = [module for module in model.modules() if module.training], model.config._attn_implementation
     model.eval()
     if attention not in ("eager", "sdpa"):
         model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
         if attention not in ("eager", "sdpa"):
             model.set_attn_implementation(attention)

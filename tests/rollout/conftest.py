@@ -1,0 +1,149 @@
+"""Engines, tiny models of several families, and a plain reference of what an engine must return."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from grpo_lightning.functional.random import uniforms
+from grpo_lightning.policy import CharacterPolicy
+from grpo_lightning.rollout import InProcessEngine, RolloutEngine
+from grpo_lightning.types import Coordinates, GenerationRequest, Stream
+
+VOCABULARY = 62
+EOS = 1
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48, "max_position_embeddings": 160, "pad_token_id": 0, "eos_token_id": EOS, "bos_token_id": 2,
+}  # fmt: skip
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_key_value_heads=2)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=8)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SHAPE, num_key_value_heads=1, head_dim=8)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=160, eos_token_id=EOS, bos_token_id=2
+        )
+    ),
+    # Windows shorter than the sequences: one kind of layer, and two.
+    "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=6)),
+    "gemma2-sliding": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=6)
+    ),
+}
+
+ENGINES = {
+    "InProcessEngine": InProcessEngine,
+}
+"""How each engine that can run here is made."""
+
+
+def concrete_engines(cls=RolloutEngine):
+    """Names of the package's engines that are no base class."""
+    for subclass in cls.__subclasses__():
+        yield from concrete_engines(subclass)
+        if not inspect.isabstract(subclass) and subclass.__module__.startswith("grpo_lightning."):
+            yield subclass.__name__
+
+
+@pytest.fixture(params=ENGINES)
+def make_engine(request):
+    """Makes engines of every kind that can run here."""
+    return ENGINES[request.param]
+
+
+@pytest.fixture(scope="session")
+def known_engines():
+    return SimpleNamespace(registered=set(ENGINES), found=set(concrete_engines()))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return CharacterPolicy().load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """A tiny model of a family, peaked enough that its distribution is worth testing."""
+
+    def make(family="llama", dtype=torch.float64, seed=0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = FAMILIES[family]()
+            for parameter in model.parameters():
+                parameter.data.normal_(0, 0.15 if parameter.ndim > 1 else 0.3).add_(0 if parameter.ndim > 1 else 0.7)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def coordinates():
+    return Coordinates(seed=11, stream=Stream.TRAINING, iteration=3)
+
+
+@pytest.fixture(scope="session")
+def ragged_requests():
+    """Five prompts of four lengths, one of them twice."""
+    lengths = [4, 9, 1, 9, 6]
+    prompts = [tuple(3 + (7 * i + 5 * j) % 59 for j in range(length)) for i, length in enumerate(lengths)]
+    prompts.append(prompts[1])
+    return [GenerationRequest(slot=20 + i, token_ids=p, num_completions=3) for i, p in enumerate(prompts)]
+
+
+@pytest.fixture(scope="session")
+def teacher_forced():
+    """Log-probs of a completion's tokens: one plain forward of prompt and completion, no cache."""
+
+    @torch.no_grad()
+    def score(model, prompt, token_ids, temperature=1.0):
+        logits_LV = model(input_ids=torch.tensor([[*prompt, *token_ids]]), use_cache=False).logits[0]
+        logprobs_LV = (logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32)) / temperature).log_softmax(-1)
+        return logprobs_LV[len(prompt) - 1 : -1].gather(1, torch.tensor(token_ids)[:, None]).squeeze(1)
+
+    return score
+
+
+@pytest.fixture(scope="session")
+def slow_tokens():
+    """The tokens that a completion must have, drawn one forward at a time without cache, batch or block."""
+
+    @torch.no_grad()
+    def draw(model, prompt, slot, sample, sampling, coordinates, eos=frozenset({EOS})):
+        token_ids = []
+        while len(token_ids) < sampling.max_new_tokens and not (token_ids and token_ids[-1] in eos):
+            logits_V = model(input_ids=torch.tensor([[*prompt, *token_ids]]), use_cache=False).logits[0, -1].double()
+            if len(token_ids) < sampling.min_new_tokens:
+                logits_V[list(eos)] = -torch.inf
+            number = uniforms(
+                seed=coordinates.seed, stream=coordinates.stream, iteration=coordinates.iteration,
+                slots=torch.tensor(slot), samples=torch.tensor(sample), positions=torch.tensor(len(token_ids)),
+            )  # fmt: skip
+            ends_V = (logits_V / sampling.temperature).softmax(0).cumsum(0)
+            token_ids.append(int((ends_V <= number * ends_V[-1]).sum()))
+        return tuple(token_ids)
+
+    return draw

@@ -1,0 +1,145 @@
+import math
+import random
+
+import pytest
+import torch
+
+from grpo_lightning.rollout.sampling import draw, sample, sampling_logprobs, suppress
+from grpo_lightning.types import SamplingParams
+
+ALMOST_ONE = 1 - 2**-53
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+def chi_square(counts, probabilities):
+    """Pearson's statistic over the entries of which at least five are expected, and its degrees of freedom."""
+    expected = probabilities.double() * counts.sum()
+    seen = expected >= 5
+    return ((counts[seen] - expected[seen]) ** 2 / expected[seen]).sum().item(), int(seen.sum()) - 1
+
+
+def reference_draw(weights, uniform):
+    """The first token whose cumulative weight exceeds the uniform number times the total, in plain Python."""
+    threshold, cumulative = uniform * math.fsum(weights), 0.0
+    for token, weight in enumerate(weights):
+        cumulative += weight
+        if cumulative > threshold:
+            return token
+    raise AssertionError
+
+
+def reference_support(logits, top_k, top_p):
+    """The tokens that top-k, then top-p leave, in plain Python; no ties."""
+    order = sorted(range(len(logits)), key=lambda token: -logits[token])[: top_k or len(logits)]
+    total, kept, cumulative = sum(math.exp(logits[token]) for token in order), set(), 0.0
+    for token in order:
+        kept.add(token)
+        cumulative += math.exp(logits[token]) / total
+        if cumulative >= top_p:
+            break
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"),
+    # Weights 1 0 2 1: cumulative .25 .25 .75 1.
+    [(0.0, 0), (0.24, 0), (0.25, 2), (0.26, 2), (0.74, 2), (0.75, 3), (0.99, 3), (ALMOST_ONE, 3)],
+)
+def test_a_draw_inverts_the_cumulative_distribution(uniform, token):
+    weights_RV = torch.tensor([[1.0, 0.0, 2.0, 1.0]])
+    assert draw(weights_RV, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
+@pytest.mark.parametrize("vocabulary", [7, 62, 256, 257, 1000, 5003])
+@pytest.mark.parametrize("uniform", [0.0, 2**-60, 0.5, ALMOST_ONE])
+def test_a_token_without_probability_is_never_drawn(vocabulary, uniform):
+    generator = torch.Generator().manual_seed(vocabulary)
+    weights_RV = torch.rand(64, vocabulary, generator=generator)
+    weights_RV[torch.rand(64, vocabulary, generator=generator) < 0.9] = 0
+    weights_RV[:, : vocabulary // 3] = 0
+    weights_RV[:, -vocabulary // 3 :] = 0
+    weights_RV[:, vocabulary // 2] = 1e-30
+    tokens_R = draw(weights_RV, torch.full((64,), uniform, dtype=torch.float64))
+    assert (weights_RV.gather(1, tokens_R[:, None]) > 0).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("vocabulary", [3, 62, 256, 257, 1000])
+def test_one_and_two_levels_agree_with_a_scan(vocabulary, device):
+    weights_RV = torch.rand(300, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 8
+    uniforms_R = torch.rand(300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = [reference_draw(w, u) for w, u in zip(weights_RV.tolist(), uniforms_R.tolist(), strict=True)]
+    assert draw(weights_RV.to(device), uniforms_R.to(device)).tolist() == expected
+
+
+@pytest.mark.parametrize("vocabulary", [62, 2000])
+def test_draws_follow_the_distribution(vocabulary):
+    logits_V = torch.randn(vocabulary, generator=torch.Generator().manual_seed(0)) * 2
+    uniforms_R = torch.rand(50_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sampling = SamplingParams(temperature=0.7)
+    tokens_R = torch.cat([sample(logits_V.expand(len(u), -1), u, sampling).tokens_R for u in uniforms_R.split(5000)])
+    statistic, freedom = chi_square(tokens_R.bincount(minlength=vocabulary), (logits_V / 0.7).softmax(0))
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+
+
+def test_log_probabilities_are_those_at_the_temperature():
+    # exp(logits / 2) is 1, 2, 4 of 7.
+    logits_RV = 2 * torch.tensor([[1.0, 2.0, 4.0]]).log()
+    drawn = sample(logits_RV, torch.tensor([0.2], dtype=torch.float64), SamplingParams(temperature=2.0))
+    assert drawn.tokens_R.tolist() == [1]
+    torch.testing.assert_close(drawn.logprobs_R, torch.tensor([2 / 7]).log())
+
+
+def test_greedy_takes_the_first_of_the_likeliest_and_reports_temperature_one():
+    # exp(logits) is 1, 3, 3 of 7.
+    logits_RV = torch.tensor([[1.0, 3.0, 3.0]]).log()
+    drawn = sample(logits_RV, torch.tensor([0.9], dtype=torch.float64), SamplingParams(temperature=0.0))
+    assert drawn.tokens_R.tolist() == [1]
+    torch.testing.assert_close(drawn.logprobs_R, torch.tensor([3 / 7]).log())
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.5, [0]), (0.51, [0, 1]), (0.75, [0, 1]), (0.76, [0, 1, 2]), (0.01, [0]), (1.0, [0, 1, 2, 3])]
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
+    # Equal tokens count in their order, so that 0.76 needs only the first of the two eighths.
+    logits_RV = torch.tensor([[0.5, 0.25, 0.125, 0.125]], dtype=torch.float64).log()
+    logprobs_RV = sampling_logprobs(logits_RV, SamplingParams(top_p=top_p))
+    assert logprobs_RV.isfinite().nonzero()[:, 1].tolist() == kept
+    torch.testing.assert_close(logprobs_RV.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_top_k_keeps_all_that_tie_with_the_kth():
+    logprobs_RV = sampling_logprobs(torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]]), SamplingParams(top_k=2))
+    assert logprobs_RV.isfinite().tolist() == [[True, False, True, True, False]]
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 5, 40, 10_000])
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 1e-6])
+@pytest.mark.parametrize("vocabulary", [30, 700])
+def test_top_k_and_top_p_agree_with_a_slow_reference(top_k, top_p, vocabulary):
+    generator = random.Random(vocabulary)
+    logits = [[generator.gauss(0, 3) for _ in range(vocabulary)] for _ in range(6)]
+    sampling = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p)
+    logprobs_RV = sampling_logprobs(torch.tensor(logits, dtype=torch.float64), sampling)
+    for row, logprobs_V in zip(logits, logprobs_RV, strict=True):
+        scaled = [logit / 0.8 for logit in row]
+        support = reference_support(scaled, top_k, top_p)
+        assert set(logprobs_V.isfinite().nonzero().flatten().tolist()) == support
+        total = math.log(sum(math.exp(scaled[token]) for token in support))
+        for token in support:
+            assert logprobs_V[token].item() == pytest.approx(scaled[token] - total, abs=1e-12)
+
+
+def test_suppressed_tokens_have_no_probability():
+    logits_RV = torch.zeros(2, 4)
+    suppressed_RV = suppress(logits_RV, torch.tensor([False, True, False, True]), torch.tensor([True, False]))
+    assert sampling_logprobs(suppressed_RV, SamplingParams()).exp().tolist() == [[0.5, 0, 0.5, 0], [0.25] * 4]
+
+
+@pytest.mark.parametrize(
+    ("given", "computed"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2]
+)
+def test_precision_is_at_least_single(given, computed):
+    drawn = sample(torch.zeros(1, 3, dtype=given), torch.zeros(1, dtype=torch.float64), SamplingParams())
+    assert drawn.logprobs_R.dtype == computed
