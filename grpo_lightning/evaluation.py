@@ -1,6 +1,6 @@
 """Evaluation on held-out prompts: what is drawn, and what is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,7 +61,7 @@ class Evaluation:
         return replace(sampling, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def is_correct(self, rewards: Rewards) -> Tensor:
-        """bool per completion; a completion that could not be scored is not correct."""
+        """Bool per completion; a completion that could not be scored is not correct."""
         if self.correct is None:
             return rewards.totals_B.nan_to_num(-torch.inf) >= self.threshold
         if self.correct not in rewards.names:
@@ -79,7 +79,7 @@ class EvaluationMetrics(nn.Module):
         self.evaluation = evaluation
         names = ["accuracy", "reward", "length_mean", "truncation_ratio"]
         names += [f"pass@{k}" for k in evaluation.pass_at] + [f"maj@{k}" for k in evaluation.majority_at]
-        self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.metrics: Mapping[str, MeanMetric] = nn.ModuleDict({name: MeanMetric() for name in names})  # type: ignore[assignment]
 
     def evaluate(
         self,
@@ -114,9 +114,7 @@ class EvaluationMetrics(nn.Module):
         for metric in self.metrics.values():
             metric.reset()
 
-    def _judge_samples(
-        self, samples: Sequence[Completion], judged: Rewards, rewards: Sequence[RewardCallback]
-    ) -> None:
+    def _judge_samples(self, samples: Sequence[Completion], judged: Rewards, rewards: Sequence[RewardCallback]) -> None:
         n = self.evaluation.num_samples
         is_correct_PN = self.evaluation.is_correct(judged).view(-1, n)
         for k in self.evaluation.pass_at:

@@ -46,6 +46,7 @@ from grpo_lightning.types import (
     SamplingParams,
     Statistic,
     Stream,
+    TokenScores,
 )
 
 
@@ -158,7 +159,7 @@ class GRPOModule(LightningModule):
         with self.phase("score"):
             rewards = score_rollout(self.reward_callbacks, rollout.completion_prompts, rollout.completions)
             num_failed = self._summed([*rewards.failed_BK.sum(dim=0).tolist(), len(rollout.completions)])
-            check_failure_rate(rewards.names, num_failed[:-1], num_failed[-1], self.max_failure_rate)
+            check_failure_rate(self.reward_callbacks, num_failed[:-1], num_failed[-1], self.max_failure_rate)
             return rewards
 
     def prepare(self, rollout: Rollout, rewards: Rewards) -> Experience:
@@ -207,10 +208,15 @@ class GRPOModule(LightningModule):
         forward = padded([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.device)
         batch = loss_batch(samples, self.device)
 
-        def compute() -> LossOutput:
-            return self.objective.loss(self.policy(forward, self.sampling.temperature), batch, counts)
+        policy = self.policy
 
-        return recompute_in_backward(compute, use_reentrant=False) if recompute else compute()
+        def compute() -> LossOutput:
+            return self.objective.loss(policy(forward, self.sampling.temperature), batch, counts)
+
+        if not recompute:
+            return compute()
+        output: LossOutput = recompute_in_backward(compute, use_reentrant=False)
+        return output
 
     def _chunks(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         pieces = chunks(range(len(samples)), [s.length for s in samples], self.max_tokens_per_microbatch)
@@ -220,7 +226,8 @@ class GRPOModule(LightningModule):
         """Zero that depends on every weight: a rank without samples still takes part in the strategy's collectives."""
         assert self.policy is not None
         one = torch.zeros(1, dtype=torch.long)
-        return self.policy(padded([one], [one], self.device), self.sampling.temperature).logprobs_BT.sum() * 0.0
+        scores: TokenScores = self.policy(padded([one], [one], self.device), self.sampling.temperature)
+        return scores.logprobs_BT.sum() * 0.0
 
     @property
     def _undone_division(self) -> float:
@@ -248,9 +255,7 @@ class GRPOModule(LightningModule):
             rank_zero_warn(f"Iteration {self.iteration}: no group has anything to learn from; the update is skipped.")
         self.log_dict({**self.experience.metrics, **means, "iteration": float(self.iteration)}, batch_size=1)
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, unless every group was dropped: an optimizer must not move on momentum alone."""
         loss = optimizer_closure()
         tick = self._tick
@@ -445,7 +450,7 @@ class GRPOModule(LightningModule):
         if batch.ends_update:
             self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The policy's weights; the reference is the policy that the run began with, and is loaded from there."""
         state = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if name.startswith("policy.")}
@@ -506,9 +511,7 @@ class GRPOModule(LightningModule):
                 callback.on_phase(self.trainer, self, None)
 
     def _coordinates(self, stream: Stream, iteration: int | None = None) -> Coordinates:
-        return Coordinates(
-            seed=self.seed, stream=stream, iteration=self.iteration if iteration is None else iteration
-        )
+        return Coordinates(seed=self.seed, stream=stream, iteration=self.iteration if iteration is None else iteration)
 
     def _summed(self, values: Sequence[float]) -> list[float]:
         """The values summed over all ranks."""
@@ -551,7 +554,7 @@ class GRPOModule(LightningModule):
             )
         if not self.sampling.temperature > 0:
             raise ConfigurationError(f"model.sampling.temperature must be > 0, got {self.sampling.temperature}.")
-        if not 1 <= self.sampling.max_new_tokens:
+        if not self.sampling.max_new_tokens >= 1:
             raise ConfigurationError(f"model.sampling.max_new_tokens must be >= 1, got {self.sampling.max_new_tokens}.")
         if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
             raise ConfigurationError(

@@ -17,7 +17,7 @@ from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import permutation
 from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import Policy, PolicySource
-from grpo_lightning.types import ConfigurationError, Demonstration, Stream
+from grpo_lightning.types import ConfigurationError, Demonstration, Stream, TokenScores
 
 
 class SupervisedModule(LightningModule):
@@ -61,9 +61,9 @@ class SupervisedModule(LightningModule):
         mine = batch[self.global_rank :: self.trainer.world_size]
         prompts = [torch.tensor(d.prompt_ids) for d in mine]
         completions = [torch.tensor(d.completion_ids) for d in mine]
-        scores = self.policy(padded(prompts, completions, self.device), temperature=1.0)
+        scores: TokenScores = self.policy(padded(prompts, completions, self.device), temperature=1.0)
         num_tokens = sum(len(d.completion_ids) for d in batch)
-        loss = -scores.logprobs_BT.sum() * self.trainer.world_size / num_tokens
+        loss: Tensor = -scores.logprobs_BT.sum() * self.trainer.world_size / num_tokens
         self.log("train/loss", loss.detach(), batch_size=len(mine), prog_bar=True, sync_dist=True)
         return loss
 

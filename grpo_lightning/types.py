@@ -243,7 +243,7 @@ class Statistic(NamedTuple):
     """A mean that is still a sum and a count, so that it can be reduced exactly over any split."""
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple has a method of that name, which nobody asks a statistic for
 
 
 class ForwardBatch(NamedTuple):

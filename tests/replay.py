@@ -72,7 +72,7 @@ class RecordedEngine(RolloutEngine):
 
 
 class TokenSum(RewardCallback):
-    """Depends on the tokens alone; fails on the prompts of odd slots where `fails_on_odd`, which are rank 1's of two."""
+    """Depends on the tokens alone; where `fails_on_odd`, fails on the prompts of odd index."""
 
     def __init__(self, fails_on_odd=False):
         super().__init__(name="token_sum")
@@ -176,4 +176,3 @@ if __name__ == "__main__":
         torch.save({**result, "tokens": tokens}, sys.argv[2])
     else:
         torch.save({"tokens": tokens, "slots": module.rollout.slots}, sys.argv[2] + ".rank1")
-

@@ -42,7 +42,10 @@ def test_the_configuration_wins_over_the_checkpoint_and_says_so():
     straight, _, _ = run(5e-4, (0.9, 0.99), 7)
     assert optimizer.param_groups[0]["lr"] == straight.param_groups[0]["lr"]
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.99)
-    assert differences == ["lr: 0.0005 (the checkpoint had 0.001)", "betas: (0.9, 0.99) (the checkpoint had (0.9, 0.95))"]
+    assert differences == [
+        "lr: 0.0005 (the checkpoint had 0.001)",
+        "betas: (0.9, 0.99) (the checkpoint had (0.9, 0.95))",
+    ]
 
 
 def test_the_same_configuration_changes_nothing():

@@ -74,7 +74,9 @@ class Experience:
     def with_logprobs(self, name: str, logprobs: Sequence[Sequence[Tensor]]) -> "Experience":
         """The same experience with `old_logprobs` or `reference_logprobs` filled in, by minibatch and sample."""
         filled = tuple(
-            tuple(replace(sample, **{name: values}) for sample, values in zip(samples, rows, strict=True))
+            tuple(
+                replace(sample, **dict[str, Any]({name: values})) for sample, values in zip(samples, rows, strict=True)
+            )
             for samples, rows in zip(self.minibatches, logprobs, strict=True)
         )
         return replace(self, minibatches=filled)

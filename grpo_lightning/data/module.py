@@ -164,7 +164,7 @@ class PromptDataModule(LightningDataModule, ABC):
     def _check_overlap(self) -> None:
         trained = {prompt.token_ids for prompt in self._prompts["train"]}
         for split in ("validation", "test"):
-            shared = [prompt for prompt in self._prompts[split] if prompt.token_ids in trained]  # type: ignore[index]
+            shared = [prompt for prompt in self._prompts[split] if prompt.token_ids in trained]
             if shared:
                 raise ConfigurationError(
                     f"data: {len(shared)} prompts of the {split} split are trained on too; the first is row "

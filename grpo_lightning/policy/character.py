@@ -1,5 +1,7 @@
 """A tiny decoder over characters, made from a config: the whole framework runs with nothing to download."""
 
+from typing import Any
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -43,7 +45,7 @@ class CharacterPolicy(PolicySource):
                 f"got {hidden_size}."
             )
         self.characters = characters
-        self.config = {
+        self.config: dict[str, Any] = {
             "hidden_size": hidden_size,
             "intermediate_size": intermediate_size or 8 * hidden_size // 3,
             "num_hidden_layers": num_layers,
