@@ -1,4 +1,5 @@
 import asyncio
+import os
 
 import pytest
 from reward_functions import (
@@ -8,6 +9,7 @@ from reward_functions import (
     matches_answer,
     matches_answer_in_chat,
     needs_solution,
+    own_pid,
     returns_too_many,
     share_of_longest,
     slow_judge,
@@ -182,6 +184,23 @@ def test_a_timeout_is_a_failure_or_a_score_as_its_author_says():
     scored = values(hangs_on_five, isolate=True, timeout_seconds=0.3, on_timeout=-0.5, num_workers=1)
     assert scored.totals_B.tolist() == [1.0, -0.5]
     assert not scored.failed_BK.any()
+
+
+def test_the_score_of_a_timeout_is_not_given_to_other_failures():
+    rewards = values(fails_on_five, isolate=True, timeout_seconds=60.0, on_timeout=-0.5, num_workers=1)
+    assert rewards.failed_BK[:, 0].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("end", ["teardown", "exception"])
+def test_no_process_is_left_when_a_run_ends(end):
+    reward = FunctionReward(own_pid, isolate=True, num_workers=1)
+    pid = int(reward.score(PLAIN, COMPLETIONS)[0])
+    assert os.path.exists(f"/proc/{pid}")
+    if end == "teardown":
+        reward.teardown(None, None, "fit")
+    else:
+        reward.on_exception(None, None, KeyboardInterrupt())
+    assert not os.path.exists(f"/proc/{pid}")
 
 
 def test_a_function_that_compares_completions_sees_all_of_them_in_isolation():

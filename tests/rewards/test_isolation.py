@@ -133,6 +133,16 @@ def test_a_process_that_died_between_calls_is_replaced():
     pool.close()
 
 
+def test_a_process_that_is_dying_when_a_call_comes_is_not_the_calls_fault(monkeypatch):
+    pool = WorkerPool(locate(act), timeout_seconds=60.0, num_workers=1)
+    pid = pool.map([call("pid")])[0].value
+    process = pool._workers[0]._process
+    monkeypatch.setattr(process, "poll", lambda: None)  # as long as a process is dying, it still seems to run
+    os.kill(pid, signal.SIGKILL)
+    assert pool.map([call("return", 9)])[0].value == 9
+    pool.close()
+
+
 def test_a_worker_ends_when_its_parent_was_killed(tmp_path):
     (tmp_path / "endless.py").write_text(
         "import os\ndef f(path):\n    open(path, 'w').write(str(os.getpid()))\n    while True: pass\n"
