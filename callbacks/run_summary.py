@@ -17,8 +17,8 @@ from grpo_lightning.types import Stream
 class RunSummary(Callback):
     """Evaluates before and after training, exports the policy, and says what came of the run and what to do next.
 
-    ``<run folder>/summary.json`` holds the same, and ``<run folder>/policy`` is what `transformers` loads. A resumed run
-    keeps the accuracy of its first beginning and counts on.
+    ``<run folder>/summary.json`` holds the same, and ``<run folder>/policy`` is what `transformers` loads. A resumed
+    run keeps the accuracy of its first beginning and counts on.
     """
 
     def __init__(self) -> None:
@@ -63,9 +63,7 @@ class RunSummary(Callback):
             _write(trainer, facts)
             _show(folder, facts)
 
-    def _facts(
-        self, trainer: Trainer, module: Any, accuracy: float | None, *, is_interrupted: bool
-    ) -> dict[str, Any]:
+    def _facts(self, trainer: Trainer, module: Any, accuracy: float | None, *, is_interrupted: bool) -> dict[str, Any]:
         return {
             "heldout_accuracy_before": self.accuracy_before,
             "heldout_accuracy_after": accuracy,

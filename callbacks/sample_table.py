@@ -30,7 +30,12 @@ class SampleTable(Callback):
         self.num_completions = num_completions
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Print the table of an iteration that has just begun."""
         rollout: Any = pl_module.rollout

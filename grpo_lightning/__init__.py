@@ -4,6 +4,4 @@ from grpo_lightning.module import GRPOModule
 from grpo_lightning.supervised import SupervisedModule
 from grpo_lightning.version import __version__
 
-
-
 __all__ = ["GRPOModule", "SupervisedModule", "__version__"]

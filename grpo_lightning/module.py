@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
@@ -252,7 +252,7 @@ class GRPOModule(LightningModule):
         self._statistics = {}
         self.tokens_trained += counts.tokens
         if not counts.tokens:
-            rank_zero_warn(f"Iteration {self.iteration}: no group has anything to learn from; the update is skipped.")
+            rank_zero_info(f"Iteration {self.iteration}: no group has anything to learn from; the update is skipped.")
         self.log_dict({**self.experience.metrics, **means, "iteration": float(self.iteration)}, batch_size=1)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

@@ -23,8 +23,8 @@ from grpo_lightning.types import ConfigurationError, Demonstration, Stream, Toke
 class SupervisedModule(LightningModule):
     r"""Maximises the likelihood of demonstrations: the cold start of DeepSeek-R1 (https://arxiv.org/abs/2501.12948).
 
-    The loss is the mean negative log-likelihood of the demonstrations' tokens, over the whole batch of all ranks. At the
-    end the policy is written to `export_to`, a folder that a GRPO run loads and takes as its reference.
+    The loss is the mean negative log-likelihood of the demonstrations' tokens, over the whole batch of all ranks. At
+    the end the policy is written to `export_to`, a folder that a GRPO run loads and takes as its reference.
 
     Args:
         policy: Where the policy comes from.

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "evaluation": {"rewards", "rollout", *PURE},
     "ticks": PURE,
     "checkpointing": {"policy", *PURE},
+    "appending_csv": set(),
     "resuming": {"batching", *PURE},
     "run_folder": PURE,
     "module": MODULE_PARTS,
