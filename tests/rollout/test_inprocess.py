@@ -63,7 +63,7 @@ def test_every_family_draws_the_tokens_of_a_plain_forward(make_model, tokenizer,
 
 
 def test_single_precision_tokens_hardly_ever_depend_on_the_batch(make_model, tokenizer, coordinates):
-    # Measured on this model: 0 flips in 400,000 tokens; expected are about one in 1e5 to 1e6.
+    # Measured on the default CharacterPolicy (256 against 37 rows): no flip in 398,033 tokens.
     model = make_model(dtype=torch.float32)
     requests = [GenerationRequest(slot=i, token_ids=tuple(range(3, 5 + i)), num_completions=8) for i in range(16)]
     whole = attached(model, tokenizer).generate(requests, SAMPLING, coordinates)
@@ -223,13 +223,14 @@ def test_fewer_than_one_row_is_refused(max_rows):
 
 def test_diverged_weights_are_reported_and_leave_no_trace(make_model, tokenizer, coordinates, ragged_requests):
     model = make_model()
-    engine = attached(model, tokenizer)
+    engine = attached(model, tokenizer, max_rows=4)
     expected = engine.generate(ragged_requests, SAMPLING, coordinates)
     weight = model.model.layers[0].self_attn.v_proj.weight.data
     kept = weight.clone()
     weight.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="not finite"):
-        engine.generate(ragged_requests, SAMPLING, coordinates)
+        # Long prompts fill columns that the short ones of the other calls hide without ever writing them.
+        engine.generate([replace(ragged_requests[1], num_completions=4)], SAMPLING, coordinates)
     weight.copy_(kept)
     assert engine.generate(ragged_requests, SAMPLING, coordinates) == expected
 

@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 
+from grpo_lightning.rollout import sampling as sampling_module
 from grpo_lightning.rollout.sampling import draw, sample, sampling_logprobs, suppress
 from grpo_lightning.types import SamplingParams
 
@@ -63,6 +64,20 @@ def test_a_token_without_probability_is_never_drawn(vocabulary, uniform):
     assert (weights_RV.gather(1, tokens_R[:, None]) > 0).all()
 
 
+def test_a_number_that_rounding_brought_to_one_draws_the_last_possible_token():
+    weights_RV = torch.tensor([[1.0, 0.0, 2.0, 0.0]])
+    assert draw(weights_RV, torch.ones(1, dtype=torch.float64)).tolist() == [2]
+
+
+def test_sums_that_are_not_quite_monotone_draw_no_impossible_token(monkeypatch):
+    # The products that stand in for cumulative sums on CUDA may round neighbouring sums differently.
+    noise_V = torch.tensor([0, 1e-12, -1e-12, 0, 2e-12], dtype=torch.float64)
+    monkeypatch.setattr(sampling_module, "_prefix_sums", lambda values: values.cumsum(dim=-1) + noise_V)
+    weights_RV = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.0]])
+    for uniform, token in [(0.5 + 2e-13, 3), (0.5 - 1e-9, 0), (ALMOST_ONE, 3)]:
+        assert draw(weights_RV, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
 @pytest.mark.parametrize("vocabulary", [3, 62, 256, 257, 1000])
 def test_one_and_two_levels_agree_with_a_scan(vocabulary, device):
@@ -99,7 +114,8 @@ def test_greedy_takes_the_first_of_the_likeliest_and_reports_temperature_one():
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.5, [0]), (0.51, [0, 1]), (0.75, [0, 1]), (0.76, [0, 1, 2]), (0.01, [0]), (1.0, [0, 1, 2, 3])]
+    ("top_p", "kept"),
+    [(0.5, [0]), (0.51, [0, 1]), (0.75, [0, 1]), (0.76, [0, 1, 2]), (0.01, [0]), (0.0, [0]), (1.0, [0, 1, 2, 3])],
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
     # Equal tokens count in their order, so that 0.76 needs only the first of the two eighths.
