@@ -126,6 +126,7 @@ class GRPOModule(LightningModule):
         self._boundary = Boundary()
         self._resumed: dict[str, Any] | None = None
         self._statistics: dict[str, Statistic] = {}
+        self._has_stepped = False
 
     # The algorithm
 
@@ -260,7 +261,8 @@ class GRPOModule(LightningModule):
         loss = optimizer_closure()
         tick = self._tick
         assert self.experience is not None
-        if self.experience.counts[tick.update % self.num_minibatches].tokens:
+        self._has_stepped = self.experience.counts[tick.update % self.num_minibatches].tokens > 0
+        if self._has_stepped:
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
         if tick.ends_iteration:
             self.iteration += 1
@@ -396,6 +398,7 @@ class GRPOModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check what only the Trainer knows, before the model is loaded."""
         self.reward_callbacks = find_rewards(self.trainer.callbacks)  # type: ignore[attr-defined]
+        self.evaluation.check_rewards([reward.name for reward in self.reward_callbacks])
         if stage == "fit":
             self._check_trainer()
             io = self.trainer.strategy.checkpoint_io
@@ -596,8 +599,9 @@ class GRPOModule(LightningModule):
             )
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ARG002 - Lightning's signature
-        """The schedule counts optimizer steps."""
-        scheduler.step()
+        """The schedule counts the steps that were made: a skipped update leaves it where it is."""
+        if self._has_stepped:
+            scheduler.step()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:  # noqa: ARG002
         """Free the gradients."""

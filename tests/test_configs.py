@@ -70,7 +70,7 @@ def test_a_run_builds_its_model_data_and_trainer(path, built):
 @pytest.mark.parametrize("path", RUNS, ids=name)
 def test_a_run_keeps_its_artefacts_in_one_folder(path, built):
     loggers = built(path)["trainer"].loggers
-    wanted = {"TensorBoardLogger", "AppendingCSVLogger"} if path in GRPO_RUNS else {"CSVLogger"}
+    wanted = {"TensorBoardLogger", "AppendingCSVLogger"} if path in GRPO_RUNS else {"AppendingCSVLogger"}
     assert {type(logger).__name__ for logger in loggers} >= wanted
     folders = {str(Path(logger.log_dir)) for logger in loggers}
     assert len(folders) == 1

@@ -70,6 +70,7 @@ def test_interrupted_anywhere(tmp_path, straight, micro_batch, first_update):
     assert module.iteration == SETTINGS["iterations"]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # the resumed run goes on in the same folder
 def test_after_an_exception(tmp_path, straight):
     keep = ModelCheckpoint(dirpath=tmp_path, save_on_exception=True, every_n_train_steps=10**6)
     with pytest.raises(KeyError):

@@ -49,5 +49,5 @@ def clipped_surrogate(
 
 
 def finite_exp(log_ratios: Tensor) -> Tensor:
-    """exp that stays finite, with a finite gradient, at any log-ratio: beyond +-60 it goes on as a constant."""
+    """Exp that stays finite, with a finite gradient, at any log-ratio: beyond +-60 it goes on as a constant."""
     return log_ratios.clamp(-60.0, 60.0).exp()

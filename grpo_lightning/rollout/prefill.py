@@ -21,7 +21,7 @@ class PromptStates:
     keys: tuple[Tensor, ...]
     """Of each layer, [U, heads, L, width]; meaningless before a prompt's first token."""
     values: tuple[Tensor, ...]
-    logits_UV: Tensor  # noqa: N815 - the legend's suffix
+    logits_UV: Tensor
     """The logits after each prompt's last token."""
 
     def select(self, prompt: int) -> "PromptStates":

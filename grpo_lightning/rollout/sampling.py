@@ -14,9 +14,9 @@ _LARGEST_SINGLE_LEVEL = 256
 class Draw(NamedTuple):
     """A token per row, and what the distribution that it was drawn from says of it."""
 
-    tokens_R: Tensor  # noqa: N815 - the legend's suffix
+    tokens_R: Tensor
     """int64."""
-    logprobs_R: Tensor  # noqa: N815 - the legend's suffix
+    logprobs_R: Tensor
     """Natural logarithm, in at least fp32."""
 
 
