@@ -223,8 +223,8 @@ def test_fewer_than_one_row_is_refused(max_rows):
 
 def test_diverged_weights_are_reported_and_leave_no_trace(make_model, tokenizer, coordinates, ragged_requests):
     model = make_model()
-    engine = attached(model, tokenizer, max_rows=4)
-    expected = engine.generate(ragged_requests, SAMPLING, coordinates)
+    engine, short = attached(model, tokenizer, max_rows=4), replace(SAMPLING, max_new_tokens=2)
+    expected = engine.generate(ragged_requests, short, coordinates)
     weight = model.model.layers[0].self_attn.v_proj.weight.data
     kept = weight.clone()
     weight.fill_(math.nan)
@@ -232,7 +232,7 @@ def test_diverged_weights_are_reported_and_leave_no_trace(make_model, tokenizer,
         # Long prompts fill columns that the short ones of the other calls hide without ever writing them.
         engine.generate([replace(ragged_requests[1], num_completions=4)], SAMPLING, coordinates)
     weight.copy_(kept)
-    assert engine.generate(ragged_requests, SAMPLING, coordinates) == expected
+    assert engine.generate(ragged_requests, short, coordinates) == expected
 
 
 def test_a_stop_string_at_the_limit_is_a_stop(make_model, tokenizer, coordinates, ragged_requests):
