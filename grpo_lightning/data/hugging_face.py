@@ -2,32 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from grpo_lightning.data.columns import extracted, split_off
-from grpo_lightning.data.module import PromptDataModule, Row, Split
+from grpo_lightning.data.columns import ColumnDataModule
+from grpo_lightning.data.encoding import PlacedRow, Split
 from grpo_lightning.types import ConfigurationError
 
 
-class HuggingFaceDataset(PromptDataModule):
+class HuggingFaceDataset(ColumnDataModule):
     """A data set that `datasets` loads. Needs the extra ``datasets``.
 
     Args:
         path: A hub id (``openai/gsm8k``), or a folder: one that `save_to_disk` wrote, or one with data files.
-        configuration: The data set's configuration (``main``); None for its default.
+        configuration: The data set's configuration (``main``); null for its default.
         train_split: Name of the training split.
-        validation_split: Name of the held-out split; None splits `validation_size` rows off the training split.
+        validation_split: Name of the validation split; null splits `validation_size` rows off the training split.
+        test_split: Name of the test split; null for none.
         revision: Branch, tag or commit.
-        prompt_column: The column that holds the prompt: a text, or a list of messages.
-        answer_column: The column that `answer_pattern` is applied to.
-        answer_pattern: A regular expression with one group, which is put in the answer's place.
-        validation_size: Rows split off where there is no held-out split.
-        system_prompt: Makes every text prompt a conversation that begins with this system message.
-        use_chat_template: Makes every text prompt a conversation of one user message.
-        max_prompt_tokens: Longest prompt in tokens; None for no limit.
-        on_long_prompt: Whether a longer prompt is an error, or is dropped and counted.
-        seed: Of the rows that are split off.
-        evaluation_batch_size: Held-out prompts completed at once, over all ranks.
+        **kwargs: The settings of `ColumnDataModule` and of `PromptDataModule`.
+
+    Raises:
+        ConfigurationError: `datasets` is not installed, or a setting is out of its range.
     """
 
     def __init__(
@@ -36,62 +31,54 @@ class HuggingFaceDataset(PromptDataModule):
         configuration: str | None = None,
         train_split: str = "train",
         validation_split: str | None = None,
+        test_split: str | None = None,
         revision: str | None = None,
-        prompt_column: str = "prompt",
-        answer_column: str = "answer",
-        answer_pattern: str | None = None,
-        validation_size: int = 0,
-        system_prompt: str | None = None,
-        use_chat_template: bool = False,
-        max_prompt_tokens: int | None = None,
-        on_long_prompt: Literal["error", "drop"] = "error",
-        seed: int = 0,
-        evaluation_batch_size: int = 256,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            prompt_column=prompt_column,
-            system_prompt=system_prompt,
-            use_chat_template=use_chat_template,
-            max_prompt_tokens=max_prompt_tokens,
-            on_long_prompt=on_long_prompt,
-            evaluation_batch_size=evaluation_batch_size,
-        )
+        super().__init__(**kwargs)
+        _datasets()
         self.path, self.configuration, self.revision = path, configuration, revision
-        self.train_split, self.validation_split = train_split, validation_split
-        self.answer_column, self.answer_pattern = answer_column, answer_pattern
-        self.validation_size = validation_size
+        self.splits: dict[Split, str | None] = {
+            "train": train_split,
+            "validation": validation_split,
+            "test": test_split,
+        }
 
-    def rows(self, split: Split) -> Sequence[Row]:
-        """The rows of a split."""
-        if split == "test":
-            return []
-        if self.validation_split is None:
-            train, validation = split_off(self._load(self.train_split), self.validation_size, self.seed)
-            return train if split == "train" else validation
-        return self._load(self.train_split if split == "train" else self.validation_split)
+    def load(self, split: Split) -> Sequence[PlacedRow] | None:
+        """The rows of a split, by its name in the data set.
 
-    def _load(self, name: str) -> list[dict[str, Any]]:
+        Raises:
+            ConfigurationError: The data set, or the split in it, cannot be loaded.
+        """
+        name = self.splits[split]
+        if name is None:
+            return None
         try:
-            import datasets
-        except ImportError as error:
-            raise ConfigurationError("data: needs `datasets`: pip install 'grpo_lightning[datasets]'.") from error
-        folder = Path(self.path).expanduser()
-        try:
-            if (folder / "dataset_dict.json").is_file():
-                loaded = datasets.load_from_disk(str(folder))[name]
-            else:
-                loaded = datasets.load_dataset(self.path, self.configuration, split=name, revision=self.revision)
+            rows = self._table(name).to_list()
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise ConfigurationError(
-                f"data.path: split {name!r} of {self.path!r} cannot be loaded: {reason}"
+                f"data.path: the split {name!r} (data.{split}_split) of {self.path!r} cannot be loaded: {reason}"
             ) from error
-        if self.prompt_column not in loaded.column_names:
-            raise ConfigurationError(
-                f"data.prompt_column: {self.path!r} has no column {self.prompt_column!r}; it has {loaded.column_names}."
-            )
-        return [
-            extracted(dict(row), self.answer_column, self.answer_pattern, f"{self.path} {name} row {i}")
-            for i, row in enumerate(loaded)
-        ]
+        if not rows:
+            raise ConfigurationError(f"data.{split}_split: the split {name!r} of {self.path!r} is empty.")
+        return [PlacedRow(row, place=f"{self.path} {name} row {i}") for i, row in enumerate(rows)]
+
+    def _table(self, name: str) -> Any:
+        datasets, folder = _datasets(), Path(self.path).expanduser()
+        if (folder / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(str(folder))[name]
+        if not (folder / "state.json").is_file():
+            local = str(folder) if folder.is_dir() else self.path
+            return datasets.load_dataset(local, self.configuration, split=name, revision=self.revision)
+        if name != self.splits["train"]:
+            raise ValueError("the folder holds one split only, which is taken for data.train_split")
+        return datasets.load_from_disk(str(folder))
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigurationError("HuggingFaceDataset needs datasets: pip install 'grpo_lightning[datasets]'") from error
+    return datasets

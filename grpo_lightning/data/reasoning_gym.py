@@ -1,30 +1,34 @@
 """Prompts from any generator of reasoning-gym."""
 
 import difflib
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from grpo_lightning.data.module import PromptDataModule, Row, Split
+from grpo_lightning.data.encoding import PlacedRow, Row, Split
+from grpo_lightning.data.module import PromptDataModule, require
 from grpo_lightning.types import ConfigurationError
+
+TRIES_PER_TASK = 4
+"""How many questions are generated, at most, for each different one that is wanted."""
 
 
 class ReasoningGym(PromptDataModule):
     """Tasks of one of reasoning-gym's generators, to be scored by `ReasoningGymScore`. Needs the extra ``reasoning``.
 
-    A question that the generator makes twice is kept once, so the splits do not overlap.
+    All splits come from one sequence of questions, of which each is kept once, so the splits do not overlap. A row
+    carries what the task's own verifier needs: the entry's ``question``, ``answer`` and ``metadata``, and ``task`` and
+    ``task_config``. Source: https://github.com/open-thought/reasoning-gym.
 
     Args:
         task: The generator's name, for instance ``chain_sum``.
-        task_config: Its own settings.
+        task_config: Its own settings, without ``seed`` and ``size``.
         num_train: Training tasks.
-        num_validation: Held-out tasks.
-        system_prompt: Makes every prompt a conversation that begins with this system message.
-        use_chat_template: Makes every prompt a conversation of one user message.
-        max_prompt_tokens: Longest prompt in tokens; None for no limit.
-        on_long_prompt: Whether a longer prompt is an error, or is dropped and counted.
-        seed: Of the tasks.
-        evaluation_batch_size: Held-out prompts completed at once, over all ranks.
+        num_validation: Held-out tasks for `validate`.
+        num_test: Held-out tasks for `test`.
+        **kwargs: The settings of `PromptDataModule`, without `prompt_column`.
+
+    Raises:
+        ConfigurationError: reasoning-gym is not installed, has no such task, or the task refuses its settings.
     """
 
     def __init__(
@@ -33,55 +37,67 @@ class ReasoningGym(PromptDataModule):
         task_config: dict[str, Any] | None = None,
         num_train: int = 10_000,
         num_validation: int = 256,
-        system_prompt: str | None = None,
-        use_chat_template: bool = False,
-        max_prompt_tokens: int | None = None,
-        on_long_prompt: Literal["error", "drop"] = "error",
-        seed: int = 0,
-        evaluation_batch_size: int = 256,
+        num_test: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            prompt_column="question",
-            system_prompt=system_prompt,
-            use_chat_template=use_chat_template,
-            max_prompt_tokens=max_prompt_tokens,
-            on_long_prompt=on_long_prompt,
-            evaluation_batch_size=evaluation_batch_size,
-        )
-        self.task, self.task_config = task, task_config or {}
-        self.sizes = {"validation": num_validation, "train": num_train}
+        super().__init__(**kwargs)
+        # The held-out tasks come first in the sequence: more training tasks leave them as they are.
+        self.sizes: dict[Split, int] = {"validation": num_validation, "test": num_test, "train": num_train}
+        for split, size in self.sizes.items():
+            require(size >= 0, f"num_{split}", ">= 0", size)
+        self.task, self.task_config = task, dict(task_config or {})
+        self._generator = self._make_generator()
+        self._entries: list[PlacedRow] | None = None
 
     def rows(self, split: Split) -> Sequence[Row]:
         """Question, answer and what the task's own verifier needs."""
-        held_out = self.sizes["validation"]
-        if split == "test":
-            return []
-        return self._entries[:held_out] if split == "validation" else self._entries[held_out:]
+        if self._entries is None:
+            self._entries = self._distinct(self._generator)
+        order = list(self.sizes)
+        first = sum(self.sizes[earlier] for earlier in order[: order.index(split)])
+        return self._entries[first : first + self.sizes[split]]
 
-    @cached_property
-    def _entries(self) -> list[dict[str, Any]]:
+    def _make_generator(self) -> Iterable[dict[str, Any]]:
+        reasoning_gym, tasks = _reasoning_gym()
+        if self.task not in tasks:
+            near = difflib.get_close_matches(self.task, tasks, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(tasks)[:5])}, ..."
+            raise ConfigurationError(f"data.task: reasoning-gym has no task {self.task!r}; {hint}")
+        reserved = {"seed", "size"} & set(self.task_config)
+        require(not reserved, "task_config", "without 'seed' and 'size', which follow from data", sorted(reserved))
+        size = max(1, TRIES_PER_TASK * sum(self.sizes.values()))
         try:
-            import reasoning_gym
-            from reasoning_gym.factory import DATASETS
-        except ImportError as error:
-            raise ConfigurationError("data: needs reasoning-gym: pip install 'grpo_lightning[reasoning]'.") from error
-        if self.task not in DATASETS:
-            near = difflib.get_close_matches(self.task, DATASETS, n=3)
-            raise ConfigurationError(
-                f"data.task: reasoning-gym has no task {self.task!r}" + (f"; is it one of {near}?" if near else ".")
+            generator: Iterable[dict[str, Any]] = reasoning_gym.create_dataset(
+                self.task, seed=self.seed, size=size, **self.task_config
             )
-        wanted = sum(self.sizes.values())
-        try:
-            generator = reasoning_gym.create_dataset(self.task, seed=self.seed, size=2 * wanted, **self.task_config)
         except (TypeError, AssertionError, ValueError) as error:
-            raise ConfigurationError(f"data.task_config: reasoning-gym's {self.task} refuses it: {error}") from error
-        distinct: dict[str, dict[str, Any]] = {}
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigurationError(f"data.task_config: reasoning-gym's {self.task} refuses it: {reason}") from error
+        return generator
+
+    def _distinct(self, generator: Iterable[dict[str, Any]]) -> list[PlacedRow]:
+        """As many different questions as the splits want together."""
+        wanted = sum(self.sizes.values())
+        distinct: dict[str, PlacedRow] = {}
         for entry in generator:
-            distinct.setdefault(entry["question"], {**entry, "task": self.task})
             if len(distinct) == wanted:
-                return list(distinct.values())
-        raise ConfigurationError(
-            f"data: {self.task} makes only {len(distinct)} different questions of the {wanted} asked for. Lower "
-            "data.num_train, or raise the level in data.task_config."
-        )
+                break
+            question = entry["question"]
+            if question not in distinct:
+                columns = {**entry, "prompt": question, "task": self.task, "task_config": self.task_config}
+                distinct[question] = PlacedRow(columns, place=f"task {len(distinct)} of {self.task}")
+        if len(distinct) < wanted:
+            raise ConfigurationError(
+                f"data: {self.task} made only {len(distinct)} different questions of the {wanted} asked for.\n"
+                "Lower data.num_train, or raise the level in data.task_config."
+            )
+        return list(distinct.values())
+
+
+def _reasoning_gym() -> tuple[Any, list[str]]:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ConfigurationError("ReasoningGym needs reasoning-gym: pip install 'grpo_lightning[reasoning]'") from error
+    return reasoning_gym, list(DATASETS)

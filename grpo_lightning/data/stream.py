@@ -1,5 +1,6 @@
 """The global order of the training prompts."""
 
+from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -15,6 +16,16 @@ class PromptStream:
     Args:
         prompts: The training prompts, at least one.
         seed: Of the order.
+
+    Raises:
+        ConfigurationError: There are no prompts.
+
+    Example:
+        >>> prompts = [Prompt(index=i, token_ids=(i,), text=str(i)) for i in range(3)]
+        >>> stream = PromptStream(prompts, seed=0)
+        >>> first_epoch = stream.take(3)
+        >>> sorted(prompt.index for prompt in first_epoch)
+        [0, 1, 2]
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int) -> None:
@@ -25,6 +36,7 @@ class PromptStream:
         self.epoch = 0
         self.cursor = 0
         self.retired: set[int] = set()
+        self._indices = {prompt.index for prompt in prompts}
         self._order = self._permutation()
 
     def take(self, n: int) -> list[Prompt]:
@@ -35,19 +47,27 @@ class PromptStream:
         """
         taken: list[Prompt] = []
         while len(taken) < n:
-            if len(self.retired) == len(self.prompts):
-                raise ConfigurationError("data: every prompt of the train split has been retired.")
+            if len(self.retired) == len(self._indices):
+                raise ConfigurationError(f"data: all {len(self.prompts)} prompts of the train split have been retired.")
             if self.cursor == len(self.prompts):
                 self.epoch, self.cursor = self.epoch + 1, 0
                 self._order = self._permutation()
-            index = self._order[self.cursor]
+            prompt = self.prompts[self._order[self.cursor]]
             self.cursor += 1
-            if index not in self.retired:
-                taken.append(self.prompts[index])
+            if prompt.index not in self.retired:
+                taken.append(prompt)
         return taken
 
     def retire(self, index: int) -> None:
-        """Never draw this prompt again."""
+        """Never draw the prompt of this `Prompt.index` again.
+
+        An index is not a place in the list: where long prompts were dropped, the two differ.
+
+        Raises:
+            ValueError: No prompt has this index.
+        """
+        if index not in self._indices:
+            raise ValueError(f"no training prompt has the index {index}")
         self.retired.add(index)
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,6 +76,7 @@ class PromptStream:
             "epoch": self.epoch,
             "cursor": self.cursor,
             "retired": sorted(self.retired),
+            "num_prompts": len(self.prompts),
             "fingerprint": self._fingerprint,
         }
 
@@ -63,23 +84,25 @@ class PromptStream:
         """Go on where another stream over the same data stood.
 
         Raises:
-            ConfigurationError: The training prompts are not those of the checkpoint.
+            ConfigurationError: The training prompts, or the seed of their order, are not those of the checkpoint.
         """
         if state["fingerprint"] != self._fingerprint:
             raise ConfigurationError(
-                f"data: the train split ({len(self.prompts)} prompts) is not the one that the checkpoint was trained "
-                "on. Resume with its data and seed, or start a new run from the exported policy."
+                f"data: the train split ({len(self.prompts)} prompts, seed {self.seed}) is not the one that the "
+                f"checkpoint was trained on ({state['num_prompts']} prompts).\n"
+                "Resume with its data and seed, or start a new run from the exported policy."
             )
         self.epoch, self.cursor, self.retired = state["epoch"], state["cursor"], set(state["retired"])
         self._order = self._permutation()
 
     def _permutation(self) -> list[int]:
         order = permutation(len(self.prompts), seed=self.seed, stream=Stream.PROMPT_ORDER, epoch=self.epoch)
-        return [int(i) for i in order]
+        return [int(i) for i in order.tolist()]
 
     @cached_property
     def _fingerprint(self) -> str:
+        """A hash of the seed, and of every prompt's index, length and tokens."""
         digest = sha256(f"{self.seed} {len(self.prompts)}".encode())
         for prompt in self.prompts:
-            digest.update(repr(prompt.token_ids).encode())
+            digest.update(array("q", (prompt.index, len(prompt.token_ids), *prompt.token_ids)).tobytes())
         return digest.hexdigest()[:16]
