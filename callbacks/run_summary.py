@@ -150,7 +150,7 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     console.print(table)
     for what, words in commands(folder).items():
         # Not wrapped, so that it can be copied.
-        console.print(f"{what:<12}{words}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{what:<13}{words}", soft_wrap=True, highlight=False, markup=False)
 
 
 def commands(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn, ProcessingSpeedColumn
 from rich.console import Console
 
 from grpo_lightning.types import ConfigurationError
@@ -17,6 +18,7 @@ SHOWN = {
 """The logged metrics that stand beside the bar: by what name, in what form."""
 
 PHASE_WIDTH = len("evaluate")
+BAR_WIDTH = 16
 
 
 class TrainingProgress(RichProgressBar):
@@ -52,7 +54,7 @@ class TrainingProgress(RichProgressBar):
         self._prints_lines = False
         self._phase = ""
         self._shown_iteration = 0
-        self._total = float("inf")
+        self._total: float = float("inf")
         self._unit = "iteration"
         self._seconds: dict[str, float] = {}
         self._tokens = 0
@@ -70,7 +72,9 @@ class TrainingProgress(RichProgressBar):
         """Begin the bar where the run begins: at 0, or where a checkpoint left off."""
         super().on_train_start(trainer, pl_module)
         self._unit = "iteration" if hasattr(pl_module, "iteration") else "step"
-        self._total = trainer.estimated_stepping_batches / getattr(pl_module, "num_updates", 1)
+        steps = trainer.estimated_stepping_batches
+        if steps != float("inf"):
+            self._total = -(-int(steps) // getattr(pl_module, "num_updates", 1))
         self._shown_iteration = _iteration(trainer, pl_module)
         self._take_stock(pl_module)
         if self.progress is not None and self.is_enabled:
@@ -109,10 +113,22 @@ class TrainingProgress(RichProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Say what a validation found, where no bar does."""
         super().on_validation_end(trainer, pl_module)
-        if self._prints_lines and not trainer.sanity_checking:
-            metrics = trainer.callback_metrics.items()
-            found = [f"{name} {float(value):.4g}" for name, value in metrics if name.startswith("validation/")]
-            self.print("  ".join([f"{self._unit} {_iteration(trainer, pl_module)}", *found]), flush=True)
+        if self._prints_lines and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            metrics, prefix = trainer.callback_metrics.items(), "validation/"
+            found = [f"{n.removeprefix(prefix)} {float(v):.4g}" for n, v in metrics if n.startswith(prefix)]
+            self.print("  ".join([f"{self._unit} {_iteration(trainer, pl_module)}  validation:", *found]), flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ARG002
+        """Leave the finished bar standing; what is printed from now on stands below it."""
+        self._stop_progress()
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Lightning's columns, narrow enough to leave room for the metrics."""
+        columns = [c for c in super().configure_columns(trainer) if not isinstance(c, ProcessingSpeedColumn)]
+        for column in columns:
+            if isinstance(column, CustomBarColumn):
+                column.bar_width = BAR_WIDTH
+        return columns
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
         """What stands beside the bar, by its name there."""
