@@ -47,6 +47,8 @@ def main(args: list[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())  # a user's own modules lie in the current folder
     # Lightning 2.6 on torch 2.13; nothing that a user could change.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+    # Data without held-out prompts are trained on without validation; a command that needs some refuses them itself.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     with _mistakes_without_traceback():
         _require_command(args)
         if args[0] in OTHER_COMMANDS:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -186,6 +186,9 @@ class Arithmetic(PromptDataModule):
         fits = 0 < len(self.operators) == len(set(self.operators)) and set(self.operators) <= set(known)
         require(fits, "operators", f"some of {known!r} with kind {self.kind}, each once", repr(self.operators))
         require(0 <= self.terse_share <= 1, "terse_share", "in [0, 1]", self.terse_share)
+        require(
+            self.working in get_args(Working), "working", f"one of {', '.join(get_args(Working))}", repr(self.working)
+        )
         is_chain = self.working != "chained" or self.kind != "brackets"
         require(is_chain, "working", "'steps' or 'totals' with kind brackets", repr(self.working))
         if self.kind == "bounded":

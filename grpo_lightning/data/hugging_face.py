@@ -55,8 +55,10 @@ class HuggingFaceDataset(ColumnDataModule):
             return None
         try:
             rows = self._table(name).to_list()
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        except (OSError, ValueError, _datasets().exceptions.DatasetsError) as error:
+            # Of a broken file, `datasets` says no more than that something went wrong; the cause says what.
+            told = error if isinstance(error, OSError | ValueError) else error.__cause__ or error
+            reason = (str(told).strip().splitlines() or [type(told).__name__])[0][:200]
             raise ConfigurationError(
                 f"data.path: the split {name!r} (data.{split}_split) of {self.path!r} cannot be loaded: {reason}"
             ) from error
@@ -66,14 +68,19 @@ class HuggingFaceDataset(ColumnDataModule):
 
     def _table(self, name: str) -> Any:
         datasets, folder = _datasets(), Path(self.path).expanduser()
-        if (folder / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(folder))[name]
-        if not (folder / "state.json").is_file():
+        has_splits, is_one_split = (folder / "dataset_dict.json").is_file(), (folder / "state.json").is_file()
+        if not has_splits and not is_one_split:
             local = str(folder) if folder.is_dir() else self.path
             return datasets.load_dataset(local, self.configuration, split=name, revision=self.revision)
-        if name != self.splits["train"]:
+        for setting in ("configuration", "revision"):
+            if getattr(self, setting) is not None:
+                raise ValueError(f"data.{setting} must be null, since the folder is a saved data set")
+        if is_one_split and name != self.splits["train"]:
             raise ValueError("the folder holds one split only, which is taken for data.train_split")
-        return datasets.load_from_disk(str(folder))
+        saved = datasets.load_from_disk(str(folder))
+        if has_splits and name not in saved:
+            raise ValueError(f"the folder holds the splits {', '.join(saved)}")
+        return saved[name] if has_splits else saved
 
 
 def _datasets() -> Any:

@@ -58,7 +58,7 @@ class JSONLines(ColumnDataModule):
 
 def _row(place: str, line: str) -> PlacedRow:
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip())  # a line that breaks off is wrong where it ends, not on the next one
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"{place} is not JSON: {error.msg} (column {error.colno}).") from error
     if not isinstance(row, dict):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
@@ -138,7 +139,7 @@ class PromptDataModule(LightningDataModule, ABC):
         return self._lightning_module().training_loader(self)
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
-        """The validation prompts of this rank; an empty list, which Lightning takes for no validation, without any."""
+        """The validation prompts of this rank; without any, an empty list, with which `fit` does not validate."""
         return self._evaluation_loader("validation")
 
     def test_dataloader(self) -> EvaluationLoader | list[Any]:
@@ -159,6 +160,10 @@ class PromptDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> EvaluationLoader | list[Any]:
         prompts = self._encoded(split)
+        if not prompts and self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            raise ConfigurationError(
+                "data: there are no held-out prompts to evaluate on: the validation split is empty."
+            )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return EvaluationLoader(prompts, self.evaluation_batch_size, rank, world_size) if prompts else []
 
