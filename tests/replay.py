@@ -6,6 +6,7 @@ that every run learns from the same tokens whatever its weights.
 
 import json
 import os
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,17 @@ class Record(Callback):
             self.weights.append(weights(pl_module))
 
 
+class SaveAt(Callback):
+    """Saves after a micro-batch, counted from 1 over the whole run: what a time interval does, but at a chosen time."""
+
+    def __init__(self, number, path):
+        self.number, self.path = number, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.number:
+            trainer.save_checkpoint(self.path)
+
+
 def weights(module):
     return torch.cat([p.detach().flatten().clone() for p in module.policy.parameters()])
 
@@ -167,12 +179,38 @@ def run(**settings):
     return record, module
 
 
+def two_ranks(folder, **settings):
+    """A run of five iterations on two ranks, each a process of its own: what each of them has to tell.
+
+    Args:
+        folder: For the files of this run.
+        settings: Of `make`, and `save_at`, the arguments of each `SaveAt`, and `ckpt_path`, to resume from.
+    """
+    folder.mkdir(exist_ok=True)
+    file, out = folder / "settings.json", folder / "result.pt"
+    file.write_text(json.dumps({"ranks": 2, "iterations": 5, **settings}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, __file__, file, out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(f"{out}.rank{rank}") for rank in range(2)]
+
+
+def main(settings, out):
+    """One rank of a run. The ranks agree in gradients, weights and metrics; tokens and slots are each one's own."""
+    save_at, ckpt_path = settings.pop("save_at", ()), settings.pop("ckpt_path", None)
+    module, data, trainer, record = make(**settings, callbacks=[SaveAt(*arguments) for arguments in save_at])
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    result = {
+        "gradients": record.gradients,
+        "weights": record.weights,
+        "metrics": record.metrics,
+        "optimizer": trainer.optimizers[0].state_dict()["state"],
+        "slots": module.rollout.slots if module.rollout else (),
+        "tokens": [c.token_ids for c in module.rollout.completions] if module.rollout else [],
+    }
+    torch.save(result, f"{out}.rank{trainer.global_rank}")
+
+
 if __name__ == "__main__":
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    record, module = run(**settings)
-    tokens = [c.token_ids for c in module.rollout.completions]
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        result = {"gradients": record.gradients, "weights": record.weights, "slots": module.rollout.slots}
-        torch.save({**result, "tokens": tokens}, sys.argv[2])
-    else:
-        torch.save({"tokens": tokens, "slots": module.rollout.slots}, sys.argv[2] + ".rank1")
+    main(json.loads(Path(sys.argv[1]).read_text()), sys.argv[2])

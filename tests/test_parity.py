@@ -1,14 +1,10 @@
 """No split changes the result: accumulation, chunks and ranks, on one recorded rollout."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import replay
 import torch
+
+from grpo_lightning.objective import Objective
 
 # What floating point allows: sums of the same numbers in another order.
 GRADIENT_TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
@@ -62,31 +58,17 @@ def test_an_oversized_bin_cut_into_chunks(whole, dtype):
     assert_same(split, whole(dtype, 3), dtype, start_weights(dtype))
 
 
-def test_the_mean_of_each_micro_batch_would_not_pass(whole):
+def test_the_mean_of_each_micro_batch_would_not_pass(whole, monkeypatch):
     """The control: what frameworks do that divide by local counts is off by far more than the tolerance."""
     full = whole("float64", 1)
-    module, data, trainer, record = replay.make(dtype="float64", accumulate=4, iterations=1)
-    correct = module._chunk_loss
+    correct = Objective.loss
 
-    def local_mean(samples, counts, *, recompute):
-        local = counts._replace(sequences=len(samples) * 4)
-        return correct(samples, local, recompute=recompute)
+    def local_mean(self, scores, batch, counts):
+        return correct(self, scores, batch, counts._replace(sequences=len(batch.mask_BT) * 4))
 
-    module._chunk_loss = local_mean
-    trainer.fit(module, data)
-    assert relative(record.gradients[0], full.gradients[0]) > 1e-3
-
-
-def two_ranks(tmp_path, **settings):
-    file, out = tmp_path / "settings.json", tmp_path / "result.pt"
-    file.write_text(json.dumps({"ranks": 2, "iterations": 5, **settings}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    script = Path(replay.__file__)
-    done = subprocess.run(
-        [sys.executable, script, file, out], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out), torch.load(f"{out}.rank1")
+    monkeypatch.setattr(Objective, "loss", local_mean)
+    split, _ = replay.run(dtype="float64", accumulate=4, iterations=1)
+    assert relative(split.gradients[0], full.gradients[0]) > 1e-3
 
 
 class Recorded:
@@ -104,21 +86,21 @@ class Recorded:
     ],
 )
 def test_two_ranks(tmp_path, dtype, settings):
-    first, _ = two_ranks(tmp_path, dtype=dtype, **settings)
+    first, _ = replay.two_ranks(tmp_path, dtype=dtype, **settings)
     one, _ = replay.run(dtype=dtype, iterations=5, **{**settings, "accumulate": 1})
     assert_same(Recorded(first), one, dtype, start_weights(dtype))
 
 
 def test_a_rank_whose_loss_tokens_are_all_masked(tmp_path):
     settings = {"dtype": "float64", "fails_on_odd": True, "num_epochs": 2}
-    first, _ = two_ranks(tmp_path, **settings)
+    first, _ = replay.two_ranks(tmp_path, **settings)
     one, _ = replay.run(iterations=5, **settings)
     assert_same(Recorded(first), one, "float64", start_weights("float64"))
 
 
 def test_free_running_ranks_draw_the_same_tokens(tmp_path):
     settings = {"dtype": "float64", "live": True, "num_epochs": 2}
-    first, second = two_ranks(tmp_path, **settings)
+    first, second = replay.two_ranks(tmp_path, **settings)
     _, module = replay.run(iterations=5, **settings)
     G = 4
     one = {(s, g): module.rollout.completions[s * G + g].token_ids for s in range(4) for g in range(G)}

@@ -1,25 +1,18 @@
 """A run that was interrupted anywhere goes on bit for bit."""
 
+from types import SimpleNamespace
+
 import pytest
 import replay
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from replay import SaveAt
 
 from grpo_lightning.types import ConfigurationError
 
 SETTINGS = {"num_epochs": 2, "accumulate": 2, "iterations": 12, "live": True}
 UPDATES = 2  # of an iteration
-
-
-class SaveAt(Callback):
-    """Saves after a micro-batch, counted from 1 over the whole run: what a time interval does, but at a chosen time."""
-
-    def __init__(self, number, path):
-        self.number, self.path = number, path
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.number:
-            trainer.save_checkpoint(self.path)
+POINTS = {"after iteration 7": 4 * 7, "in the middle of an iteration": 4 * 6 + 2}  # in micro-batches
 
 
 class Crash(Callback):
@@ -68,6 +61,29 @@ def test_interrupted_anywhere(tmp_path, straight, micro_batch, first_update):
     assert len(record.weights) == len(straight.weights) - first_update
     assert_goes_on(record, straight)
     assert module.iteration == SETTINGS["iterations"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The whole run under DDP, of which a checkpoint is left at every point, and the folder that has them."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    points = [(number, str(folder / f"{number}.ckpt")) for number in POINTS.values()]
+    return folder, replay.two_ranks(folder / "straight", **SETTINGS, save_at=points)
+
+
+@pytest.mark.parametrize("number", POINTS.values(), ids=POINTS.keys())
+def test_interrupted_on_two_ranks(two_ranks, number):
+    """Weights, optimizer, metrics and tokens: in the middle of an iteration, each rank takes up its own experience."""
+    folder, uninterrupted = two_ranks
+    resumed = replay.two_ranks(folder / str(number), **SETTINGS, ckpt_path=str(folder / f"{number}.ckpt"))
+    for after, before in zip(resumed, uninterrupted, strict=True):
+        assert len(after["weights"]) == UPDATES * SETTINGS["iterations"] - number // SETTINGS["accumulate"]
+        assert_goes_on(SimpleNamespace(**after), SimpleNamespace(**before))
+        assert (after["slots"], after["tokens"]) == (before["slots"], before["tokens"])
+        for index, state in before["optimizer"].items():
+            assert all(torch.equal(value, after["optimizer"][index][name]) for name, value in state.items())
+    assert torch.equal(resumed[0]["weights"][-1], resumed[1]["weights"][-1])
+    assert resumed[0]["slots"] != resumed[1]["slots"]
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")  # the resumed run goes on in the same folder
