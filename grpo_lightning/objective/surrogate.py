@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from grpo_lightning.functional.surrogates import clipped_surrogate, finite_exp
+from grpo_lightning.functional.ratios import finite_exp
+from grpo_lightning.functional.surrogates import clipped_surrogate
 from grpo_lightning.types import ConfigurationError
 
 
