@@ -9,7 +9,7 @@ from grpo_lightning.functional.ratios import sequence_mean
 
 
 def near_policy_sequences(
-    logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, *, threshold: float
+    logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, *, max_drift: float
 ) -> Tensor:
     r"""bool: False where the advantage is negative and the policy has moved away from who drew the completion.
 
@@ -23,12 +23,12 @@ def near_policy_sequences(
         sampler_logprobs_BT: log mu.
         advantages_BT: A.
         mask_BT: bool, the loss tokens.
-        threshold: delta, > 0; infinity masks nothing.
+        max_drift: delta, > 0; infinity masks nothing.
 
     Source: DeepSeek-V3.2, equation 9 (https://arxiv.org/abs/2512.02556).
     """
     drift_B1 = sequence_mean(sampler_logprobs_BT - logprobs_BT.detach(), mask_BT)
-    return ~((advantages_BT < 0) & (drift_B1 > threshold))
+    return ~((advantages_BT < 0) & (drift_B1 > max_drift))
 
 
 def top_entropy_threshold(entropies_N: Tensor, *, share: float) -> Tensor:

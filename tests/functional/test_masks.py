@@ -13,24 +13,24 @@ ADVANTAGES = torch.tensor([[-1.0], [1.0], [-1.0], [-1.0]])
 
 
 def test_only_a_bad_completion_that_the_policy_left_behind_is_masked():
-    keep = near_policy_sequences(LOGPROBS, SAMPLER, ADVANTAGES, MASK, threshold=0.2)
+    keep = near_policy_sequences(LOGPROBS, SAMPLER, ADVANTAGES, MASK, max_drift=0.2)
     assert keep[:, 0].tolist() == [False, True, True, True]
 
 
 def test_an_infinite_threshold_masks_nothing():
-    assert near_policy_sequences(LOGPROBS, SAMPLER, ADVANTAGES, MASK, threshold=math.inf).all()
+    assert near_policy_sequences(LOGPROBS, SAMPLER, ADVANTAGES, MASK, max_drift=math.inf).all()
 
 
 def test_it_is_a_bound_on_the_geometric_mean_of_the_ratio():
     ratio = ((LOGPROBS - SAMPLER)[:, :2].mean(dim=1)).exp()
-    for threshold in (0.05, 0.2, 0.4):
-        keep = near_policy_sequences(LOGPROBS, SAMPLER, ADVANTAGES, MASK, threshold=threshold)[:, 0]
-        assert torch.equal(keep, (ratio >= math.exp(-threshold)) | (ADVANTAGES[:, 0] >= 0))
+    for max_drift in (0.05, 0.2, 0.4):
+        keep = near_policy_sequences(LOGPROBS, SAMPLER, ADVANTAGES, MASK, max_drift=max_drift)[:, 0]
+        assert torch.equal(keep, (ratio >= math.exp(-max_drift)) | (ADVANTAGES[:, 0] >= 0))
 
 
 def test_advantages_of_tokens_are_looked_at_one_by_one():
     advantages = torch.tensor([[-1.0, 1.0, 0.0]])
-    keep = near_policy_sequences(LOGPROBS[:1], SAMPLER[:1], advantages, MASK[:1], threshold=0.2)
+    keep = near_policy_sequences(LOGPROBS[:1], SAMPLER[:1], advantages, MASK[:1], max_drift=0.2)
     assert keep.tolist() == [[False, True, True]]
 
 
