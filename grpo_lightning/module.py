@@ -1,52 +1,46 @@
 """GRPO as a LightningModule: the order of the stages, and nothing else."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint as recompute_in_backward
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.batching import Experience, Sample, chunks, padded
-from grpo_lightning.batching.experience import loss_batch
+from grpo_lightning.batching import Experience, Forward, IterationShape, cut_into_minibatches, global_counts
 from grpo_lightning.checkpointing import PolicyExport, write_whole
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
-from grpo_lightning.functional.advantages import has_zero_variance
 from grpo_lightning.groups import GroupFilter, KeepAll
+from grpo_lightning.metrics import UpdateStatistics, rollout_metrics
 from grpo_lightning.objective import Objective
 from grpo_lightning.optim import Schedule, apply_settings, settings
+from grpo_lightning.phases import timed_phase
 from grpo_lightning.policy import Policy, PolicySource, frozen_copy
-from grpo_lightning.resuming import KEY, Boundary, check_settings, check_weights
+from grpo_lightning.preconditions import check_alignment, check_microbatch_limit, check_sampling, check_trainer
+from grpo_lightning.ranks import sum_over_ranks
+from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
-from grpo_lightning.rollout import InProcessEngine, RolloutEngine
+from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
 from grpo_lightning.ticks import Tick, TickLoader
 from grpo_lightning.types import (
     Completion,
-    ConfigurationError,
     Coordinates,
     EvaluationPrompt,
     GenerationRequest,
-    LossOutput,
     MinibatchCounts,
     Prompt,
     Rewards,
     Rollout,
     SamplingParams,
-    Statistic,
     Stream,
-    TokenScores,
 )
 
 
@@ -73,7 +67,22 @@ class GRPOModule(LightningModule):
             into pieces that are computed again in the backward pass. None for no limit.
         max_failure_rate: Largest share of an iteration's completions that a reward may fail on.
         seed: Of every random number of the run.
+
+    Raises:
+        ConfigurationError: A setting is out of its range.
     """
+
+    iteration: int = 0
+    """The iteration under way; between two iterations, the next one."""
+    rollout: Rollout | None = None
+    """This rank's completions drawn last; `rewards` and `advantages_B` are theirs."""
+    rewards: Rewards | None = None
+    advantages_B: Tensor | None = None
+    experience: Experience | None = None
+    """What the updates learn from; None where the next rollout is due."""
+    tokens_generated: int = 0
+    tokens_trained: int = 0
+    """Over all ranks; a token counts once per epoch."""
 
     def __init__(
         self,
@@ -99,10 +108,13 @@ class GRPOModule(LightningModule):
         self.objective = objective
         self.sampling = sampling
         self.make_optimizer = optimizer
-        self.prompts_per_iteration = prompts_per_iteration
-        self.group_size = group_size
-        self.num_epochs = num_epochs
-        self.num_minibatches = num_minibatches
+        self.shape = IterationShape(
+            prompts_per_iteration=prompts_per_iteration,
+            group_size=group_size,
+            num_epochs=num_epochs,
+            num_minibatches=num_minibatches,
+        )
+        self.num_updates = self.shape.num_updates
         self.engine = engine or InProcessEngine()
         self.groups = groups or KeepAll()
         self.schedule = schedule or Schedule()
@@ -110,30 +122,24 @@ class GRPOModule(LightningModule):
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_failure_rate = max_failure_rate
         self.seed = seed
-        self._check_settings()
+        check_sampling(sampling)
+        check_microbatch_limit(max_tokens_per_microbatch)
 
         self.policy: Policy | None = None
         self.reference: Policy | None = None
-        self.iteration = 0
-        self.rollout: Rollout | None = None
-        self.rewards: Rewards | None = None
-        self.advantages_B: Tensor | None = None
-        self.experience: Experience | None = None
         self.seconds_by_phase: dict[str, float] = {}
-        self.tokens_generated = 0
-        self.tokens_trained = 0
         self.held_out = EvaluationMetrics(self.evaluation)
+        self._statistics = UpdateStatistics()
+        self._has_stepped = False
         self._boundary = Boundary()
         self._resumed: dict[str, Any] | None = None
-        self._statistics: dict[str, Statistic] = {}
-        self._has_stepped = False
 
     # The algorithm
 
     def training_step(self, tick: Tick, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """One micro-batch of one update; the first of an iteration draws and scores its completions."""
         if tick.starts_iteration:
-            rollout = self.generate(self.prompts.take(self.prompts_per_iteration))
+            rollout = self.generate(self.prompts.take(self.shape.prompts_per_iteration))
             rewards = self.score(rollout)
             self.experience = self.prepare(rollout, rewards)
         with self.phase("update"):
@@ -142,205 +148,102 @@ class GRPOModule(LightningModule):
     def generate(self, prompts: Sequence[Prompt]) -> Rollout:
         """Draw a group of completions of each of this rank's prompts."""
         with self.phase("generate"):
-            slots = range(self.global_rank, len(prompts), self.trainer.world_size)
-            requests = [
-                GenerationRequest(slot=s, token_ids=prompts[s].token_ids, num_completions=self.group_size)
-                for s in slots
-            ]
-            completions = self.engine.generate(requests, self.sampling, self._coordinates(Stream.TRAINING))
-            return Rollout(
-                iteration=self.iteration,
-                slots=tuple(slots),
-                prompts=tuple(prompts[s] for s in slots),
-                completions=tuple(completions),
+            return draw_groups(
+                self.engine,
+                prompts,
+                slots=range(self.global_rank, len(prompts), self.trainer.world_size),
+                group_size=self.shape.group_size,
+                sampling=self.sampling,
+                coordinates=Coordinates(seed=self.seed, stream=Stream.TRAINING, iteration=self.iteration),
             )
 
     def score(self, rollout: Rollout) -> Rewards:
         """Ask every reward about every completion; stop where a reward is broken."""
         with self.phase("score"):
             rewards = score_rollout(self.reward_callbacks, rollout.completion_prompts, rollout.completions)
-            num_failed = self._summed([*rewards.failed_BK.sum(dim=0).tolist(), len(rollout.completions)])
+            num_failed = self._sum_over_ranks([*rewards.failed_BK.sum(dim=0).tolist(), len(rollout.completions)])
             check_failure_rate(self.reward_callbacks, num_failed[:-1], num_failed[-1], self.max_failure_rate)
             return rewards
 
     def prepare(self, rollout: Rollout, rewards: Rewards) -> Experience:
         """Advantages, masks, global counts, and the log-probabilities that the updates are measured against."""
         with self.phase("prepare"):
-            shape = (len(rollout.prompts), self.group_size)
-            rewards_PG, valid_PG = rewards.totals_B.view(shape), rewards.valid_B.view(shape)
+            shape_PG = (len(rollout.prompts), self.shape.group_size)
+            rewards_PG, valid_PG = rewards.totals_B.view(shape_PG), rewards.valid_B.view(shape_PG)
             learned_PG = valid_PG & self.groups.keep(rewards_PG, valid_PG)[:, None]
             self.advantages_B = self.objective.advantage(rewards_PG, valid_PG).flatten()
             self.rollout, self.rewards = rollout, rewards
 
-            minibatches = self._minibatches(rollout, self.advantages_B, learned_PG.flatten())
+            minibatches = cut_into_minibatches(rollout, self.advantages_B, learned_PG.flatten(), self.shape)
             experience = Experience.build(
                 iteration=self.iteration,
                 minibatches=minibatches,
-                counts=self._global_counts(minibatches),
-                metrics=self._rollout_metrics(rollout, rewards, valid_PG),
+                counts=global_counts(minibatches, self._sum_over_ranks),
+                metrics=rollout_metrics(rollout, rewards, self._sum_over_ranks, threshold=self.evaluation.threshold),
                 accumulate_grad_batches=self.trainer.accumulate_grad_batches,
             )
             self.tokens_generated += int(experience.metrics["completion/tokens"])
             if self.num_updates > 1:
                 assert self.policy is not None
-                experience = experience.with_logprobs("old_logprobs", self._logprobs(self.policy, experience))
+                old = self._forward.logprobs(self.policy, experience)
+                experience = experience.with_logprobs("old_logprobs", old)
             if self.reference is not None:
-                experience = experience.with_logprobs("reference_logprobs", self._logprobs(self.reference, experience))
+                reference = self._forward.logprobs(self.reference, experience)
+                experience = experience.with_logprobs("reference_logprobs", reference)
             return experience
 
     def loss(self, tick: Tick) -> Tensor:
         """This micro-batch's share of the loss of its minibatch."""
+        assert self.policy is not None
         assert self.experience is not None, "a resumed run has its experience, a new one has just drawn it"
         assert self.experience.iteration == self.iteration, "the loader and the experience disagree"
-        minibatch = tick.update % self.num_minibatches
+        minibatch = tick.update % self.shape.num_minibatches
         counts = self.experience.counts[minibatch]
         samples = self.experience.microbatch(minibatch, tick.microbatch)
-        loss = self._unused_forward() if not samples else torch.zeros((), device=self.device)
-        for chunk in self._chunks(samples):
-            loss = loss + self._tally(self._chunk_loss(chunk, counts, recompute=len(chunk) < len(samples)))
+        loss = torch.zeros((), device=self.device)
+        for output in self._forward.losses(self.policy, samples, partial(self.objective.loss, counts=counts)):
+            self._statistics.add(output.statistics)
+            loss = loss + output.loss
         if tick.ends_update:
-            self._log_update(counts)
+            self._log_update(self.experience.metrics, counts)
         return loss * self._undone_division
 
-    # One update
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, unless every group was dropped: an optimizer must not move on momentum alone."""
+        loss = optimizer_closure()
+        assert self.experience is not None
+        self._has_stepped = self.experience.counts[self._tick.update % self.shape.num_minibatches].tokens > 0
+        if self._has_stepped:
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+        if self._tick.ends_iteration:
+            self.iteration += 1
+            self.experience = None
+        self.engine.update_weights((), self.trainer.global_step + 1)
+        self._boundary.mark(self)
 
-    def _chunk_loss(self, samples: Sequence[Sample], counts: MinibatchCounts, *, recompute: bool) -> LossOutput:
-        assert self.policy is not None
-        forward = padded([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.device)
-        batch = loss_batch(samples, self.device)
-
-        policy = self.policy
-
-        def compute() -> LossOutput:
-            return self.objective.loss(policy(forward, self.sampling.temperature), batch, counts)
-
-        if not recompute:
-            return compute()
-        output: LossOutput = recompute_in_backward(compute, use_reentrant=False)
-        return output
-
-    def _chunks(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        pieces = chunks(range(len(samples)), [s.length for s in samples], self.max_tokens_per_microbatch)
-        return [[samples[i] for i in piece] for piece in pieces if piece]
-
-    def _unused_forward(self) -> Tensor:
-        """Zero that depends on every weight: a rank without samples still takes part in the strategy's collectives."""
-        assert self.policy is not None
-        one = torch.zeros(1, dtype=torch.long)
-        scores: TokenScores = self.policy(padded([one], [one], self.device), self.sampling.temperature)
-        return scores.logprobs_BT.sum() * 0.0
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ARG002 - Lightning's signature
+        """The schedule counts the steps that were made: a skipped update leaves it where it is."""
+        if self._has_stepped:
+            scheduler.step()
 
     @property
     def _undone_division(self) -> float:
         """Undoes, in this one place, what divides the loss: the accumulation, and the average over ranks."""
         return float(self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
-    def _tally(self, output: LossOutput) -> Tensor:
-        for name, statistic in output.statistics.items():
-            so_far = self._statistics.get(name, Statistic(statistic.sum * 0, statistic.count * 0))
-            self._statistics[name] = Statistic(so_far.sum + statistic.sum, so_far.count + statistic.count)
-        return output.loss
+    @property
+    def _forward(self) -> Forward:
+        return Forward(
+            temperature=self.sampling.temperature, max_tokens=self.max_tokens_per_microbatch, device=self.device
+        )
 
-    def _log_update(self, counts: MinibatchCounts) -> None:
-        """Log the update's statistics, reduced as sums and counts over ranks, beside the iteration's."""
-        assert self.experience is not None
-        names = ["policy/entropy", "policy/clip_fraction", "policy/ratio", "policy/kl"]
-        names += sorted(set(self._statistics) - set(names))
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        local = [self._statistics.get(name, Statistic(zero, zero)) for name in names]
-        sums = self._summed([float(x) for statistic in local for x in statistic])
-        means = {n: sums[2 * i] / sums[2 * i + 1] for i, n in enumerate(names) if sums[2 * i + 1]}
-        self._statistics = {}
+    def _log_update(self, metrics: dict[str, float], counts: MinibatchCounts) -> None:
+        """Log the update's statistics beside the iteration's metrics."""
+        means = self._statistics.take(self._sum_over_ranks)
         self.tokens_trained += counts.tokens
         if not counts.tokens:
             rank_zero_info(f"Iteration {self.iteration}: no group has anything to learn from; the update is skipped.")
-        self.log_dict({**self.experience.metrics, **means, "iteration": float(self.iteration)}, batch_size=1)
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Step, unless every group was dropped: an optimizer must not move on momentum alone."""
-        loss = optimizer_closure()
-        tick = self._tick
-        assert self.experience is not None
-        self._has_stepped = self.experience.counts[tick.update % self.num_minibatches].tokens > 0
-        if self._has_stepped:
-            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
-        if tick.ends_iteration:
-            self.iteration += 1
-            self.experience = None
-        self.engine.update_weights((), self.trainer.global_step + 1)
-        self._mark_boundary()
-
-    # One rollout
-
-    def _minibatches(self, rollout: Rollout, advantages_B: Tensor, learned_B: Tensor) -> list[list[Sample]]:
-        """Whole groups in global order: which minibatch a prompt falls into does not depend on the ranks."""
-        minibatches: list[list[Sample]] = [[] for _ in range(self.num_minibatches)]
-        prompts_per_minibatch = self.prompts_per_iteration // self.num_minibatches
-        for b, completion in enumerate(rollout.completions):
-            p, index = divmod(b, self.group_size)
-            tokens = torch.tensor(completion.token_ids)
-            mask = torch.ones(len(tokens), dtype=torch.bool)
-            if completion.loss_mask is not None:
-                mask = torch.tensor(completion.loss_mask)
-            if learned_B[b] and mask.any():
-                sample = Sample(
-                    slot=rollout.slots[p],
-                    index=index,
-                    prompt_ids=torch.tensor(rollout.prompts[p].token_ids),
-                    completion_ids=tokens,
-                    loss_mask=mask,
-                    advantage=float(advantages_B[b]),
-                )
-                minibatches[sample.slot // prompts_per_minibatch].append(sample)
-        return minibatches
-
-    def _global_counts(self, minibatches: Sequence[Sequence[Sample]]) -> list[MinibatchCounts]:
-        local = [
-            (sum(int(s.loss_mask.sum()) for s in samples), len(samples), len({s.slot for s in samples}))
-            for samples in minibatches
-        ]
-        total = self._summed([float(n) for counts in local for n in counts])
-        return [MinibatchCounts(*map(int, total[3 * m : 3 * m + 3])) for m in range(len(minibatches))]
-
-    @torch.no_grad()
-    def _logprobs(self, policy: Policy, experience: Experience) -> list[list[Tensor]]:
-        """Log-probabilities of every sample's tokens, through the same micro-batches as the updates."""
-        result: list[list[Tensor]] = []
-        for m, samples in enumerate(experience.minibatches):
-            by_sample: dict[tuple[int, int], Tensor] = {}
-            for microbatch in range(len(experience.bins[m])):
-                for chunk in self._chunks(experience.microbatch(m, microbatch)):
-                    forward = padded([s.prompt_ids for s in chunk], [s.completion_ids for s in chunk], self.device)
-                    logprobs_BT = policy(forward, self.sampling.temperature).logprobs_BT.cpu()
-                    for s, row in zip(chunk, logprobs_BT, strict=True):
-                        by_sample[s.slot, s.index] = row[: len(s.completion_ids)].clone()
-            result.append([by_sample[s.slot, s.index] for s in samples])
-        return result
-
-    def _rollout_metrics(self, rollout: Rollout, rewards: Rewards, valid_PG: Tensor) -> dict[str, float]:
-        """What the iteration looked like, over all ranks: every mean is a sum over a count."""
-        totals_B = rewards.totals_B[rewards.valid_B]
-        lengths = [float(len(c.token_ids)) for c in rollout.completions]
-        rewards_PG = rewards.totals_B.view(valid_PG.shape)
-        varies_P = ~has_zero_variance(rewards_PG, valid_PG)
-        pairs: dict[str, tuple[float, float]] = {
-            "reward/mean": (float(totals_B.sum()), len(totals_B)),
-            "reward/square": (float(totals_B.square().sum()), len(totals_B)),
-            "reward/solve_rate": (float((totals_B >= self.evaluation.threshold).sum()), len(rollout.completions)),
-            "reward/groups_with_signal": (float(varies_P.sum()), len(varies_P)),
-            "reward/failure_ratio": (float(rewards.failed_BK.any(dim=1).sum()), len(rollout.completions)),
-            "completion/length_mean": (sum(lengths), len(lengths)),
-            "completion/truncation_ratio": (sum(c.is_truncated for c in rollout.completions), len(lengths)),
-        }
-        for k, name in enumerate(rewards.names):
-            column = rewards.values_BK[:, k]
-            known = column[~column.isnan()]
-            pairs[f"reward/{name}/mean"] = (float(known.sum()), len(known))
-        sums = self._summed([x for pair in pairs.values() for x in pair])
-        means = {name: sums[2 * i] / max(sums[2 * i + 1], 1.0) for i, name in enumerate(pairs)}
-        variance = means.pop("reward/square") - means["reward/mean"] ** 2
-        tokens = sums[2 * list(pairs).index("completion/length_mean")]
-        return {**means, "reward/std": max(variance, 0.0) ** 0.5, "completion/tokens": tokens}
+        self.log_dict({**metrics, **means, "iteration": float(self.iteration)}, batch_size=1)
 
     # Evaluation
 
@@ -355,7 +258,8 @@ class GRPOModule(LightningModule):
     def predict_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> list[Completion]:  # noqa: ARG002
         """The completions of some prompts, drawn as `model.sampling` says."""
         requests = [GenerationRequest(slot=s, token_ids=p.token_ids, num_completions=1) for s, p in batch]
-        return self.engine.generate(requests, self.sampling, self._coordinates(Stream.PREDICT, 0))
+        coordinates = Coordinates(seed=self.seed, stream=Stream.PREDICT, iteration=0)
+        return self.engine.generate(requests, self.sampling, coordinates)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
@@ -379,7 +283,7 @@ class GRPOModule(LightningModule):
                 batch,
                 engine=self.engine,
                 sampling=self.sampling,
-                coordinates=self._coordinates(stream, 0),
+                coordinates=Coordinates(seed=self.seed, stream=stream, iteration=0),
                 score=lambda prompts, completions: score_rollout(self.reward_callbacks, prompts, completions),
                 rewards=self.reward_callbacks,
             )
@@ -400,7 +304,7 @@ class GRPOModule(LightningModule):
         self.reward_callbacks = find_rewards(self.trainer.callbacks)  # type: ignore[attr-defined]
         self.evaluation.check_rewards([reward.name for reward in self.reward_callbacks])
         if stage == "fit":
-            self._check_trainer()
+            check_trainer(self.trainer, self.shape)
             io = self.trainer.strategy.checkpoint_io
             self.trainer.strategy.checkpoint_io = PolicyExport(io, self.export_policy)
 
@@ -428,11 +332,11 @@ class GRPOModule(LightningModule):
         if self._resumed is not None and self._resumed["stream"] is not None:
             self.prompts.load_state_dict(self._resumed["stream"])
         loader = TickLoader(
-            num_iterations=-(-len(datamodule.training_prompts) // self.prompts_per_iteration),
+            num_iterations=-(-len(datamodule.training_prompts) // self.shape.prompts_per_iteration),
             num_updates=self.num_updates,
             num_microbatches=self.trainer.accumulate_grad_batches,
         )
-        self._check_alignment(loader)
+        check_alignment(self.trainer, loader)
         return loader
 
     def on_train_start(self) -> None:
@@ -440,7 +344,7 @@ class GRPOModule(LightningModule):
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         for difference in apply_settings(optimizer, scheduler, self._configured):  # type: ignore[arg-type]
             rank_zero_info(f"Resumed with model.optimizer's {difference}.")
-        self._mark_boundary()
+        self._boundary.mark(self)
         self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 
     def on_train_batch_start(self, batch: Tick, batch_idx: int) -> None:  # noqa: ARG002
@@ -464,23 +368,11 @@ class GRPOModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take up its state."""
-        if KEY not in checkpoint:
-            raise ConfigurationError("--ckpt_path: the checkpoint was not written by a GRPO run of this package.")
+        state = own_state(checkpoint)
         check_weights(checkpoint["state_dict"], self.state_dict())
         if not self.trainer.training:
             return
-        state = checkpoint[KEY]
-        check_settings(state, self._resume_settings())
-        self.iteration = state["iteration"]
-        self.tokens_generated, self.tokens_trained = state["tokens_generated"], state["tokens_trained"]
-        self.seconds_by_phase = dict(state["seconds_by_phase"])
-        if state["experience"] is not None:
-            self.experience = Experience.from_state_dict(
-                state["experience"],
-                rank=self.global_rank,
-                world_size=self.trainer.world_size,
-                accumulate_grad_batches=self.trainer.accumulate_grad_batches,
-            )
+        take_up(self, state, self._resume_settings(), rank=self.global_rank, world_size=self.trainer.world_size)
         self._resumed = state
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
@@ -492,117 +384,16 @@ class GRPOModule(LightningModule):
         assert self.policy is not None
         write_whole(Path(folder), self.policy.save)
 
-    # Small print
-
-    @property
-    def num_updates(self) -> int:
-        """Optimizer steps of an iteration."""
-        return self.num_epochs * self.num_minibatches
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage, and tell the callbacks that show it."""
-        watchers = [c for c in self.trainer.callbacks if hasattr(c, "on_phase")]  # type: ignore[attr-defined]
-        for callback in watchers:
-            callback.on_phase(self.trainer, self, name)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds_by_phase[name] = self.seconds_by_phase.get(name, 0.0) + time.perf_counter() - start
-            for callback in watchers:
-                callback.on_phase(self.trainer, self, None)
+        return timed_phase(name, self.seconds_by_phase, trainer=self.trainer, module=self)
 
-    def _coordinates(self, stream: Stream, iteration: int | None = None) -> Coordinates:
-        return Coordinates(seed=self.seed, stream=stream, iteration=self.iteration if iteration is None else iteration)
-
-    def _summed(self, values: Sequence[float]) -> list[float]:
-        """The values summed over all ranks."""
-        if self.trainer.world_size == 1:
-            return [float(value) for value in values]
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
-        return [float(value) for value in total.tolist()]
-
-    def _mark_boundary(self) -> None:
-        self._boundary = Boundary(
-            iteration=self.iteration,
-            tokens_generated=self.tokens_generated,
-            tokens_trained=self.tokens_trained,
-            seconds_by_phase=dict(self.seconds_by_phase),
-            stream=self.prompts.state_dict(),
-            experience=self.experience,
-            loops=self._boundary.loops,
-        )
+    def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        return sum_over_ranks(values, num_ranks=self.trainer.world_size, device=self.device)
 
     def _resume_settings(self) -> dict[str, int]:
         return {
-            "model.prompts_per_iteration": self.prompts_per_iteration,
-            "model.group_size": self.group_size,
-            "model.num_epochs": self.num_epochs,
-            "model.num_minibatches": self.num_minibatches,
+            **self.shape.settings,
             "model.seed": self.seed,
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
-
-    def _check_settings(self) -> None:
-        positive = ("prompts_per_iteration", "num_epochs", "num_minibatches")
-        for name, least in (*((name, 1) for name in positive), ("group_size", 2)):
-            if getattr(self, name) < least:
-                raise ConfigurationError(f"model.{name} must be >= {least}, got {getattr(self, name)}.")
-        if self.sampling.top_p != 1 or self.sampling.top_k is not None:
-            raise ConfigurationError(
-                "model.sampling: training draws from the full distribution, so top_p must be 1 and top_k null "
-                f"(got {self.sampling.top_p} and {self.sampling.top_k}). For evaluation set model.evaluation.top_p."
-            )
-        if not self.sampling.temperature > 0:
-            raise ConfigurationError(f"model.sampling.temperature must be > 0, got {self.sampling.temperature}.")
-        if not self.sampling.max_new_tokens >= 1:
-            raise ConfigurationError(f"model.sampling.max_new_tokens must be >= 1, got {self.sampling.max_new_tokens}.")
-        if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
-            raise ConfigurationError(
-                f"model.max_tokens_per_microbatch must be >= 1 or null, got {self.max_tokens_per_microbatch}."
-            )
-
-    def _check_trainer(self) -> None:
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-            raise ConfigurationError(
-                "trainer.callbacks: GradientAccumulationScheduler is not supported: a minibatch is cut into "
-                "micro-batches before its first backward. Set trainer.accumulate_grad_batches."
-            )
-        divisor = self.num_minibatches * self.trainer.world_size
-        if self.prompts_per_iteration % divisor:
-            raise ConfigurationError(
-                f"model.prompts_per_iteration must be divisible by model.num_minibatches x number of ranks = "
-                f"{self.num_minibatches} x {self.trainer.world_size} = {divisor}, got {self.prompts_per_iteration}."
-            )
-        completions = self.prompts_per_iteration // divisor * self.group_size
-        if self.trainer.accumulate_grad_batches > completions:
-            raise ConfigurationError(
-                f"trainer.accumulate_grad_batches must be at most the {completions} completions of a minibatch on each "
-                f"rank, got {self.trainer.accumulate_grad_batches}."
-            )
-
-    def _check_alignment(self, loader: TickLoader) -> None:
-        limit = self.trainer.limit_train_batches
-        if isinstance(limit, int) and limit % loader.ticks_per_iteration:
-            raise ConfigurationError(
-                f"trainer.limit_train_batches must be a multiple of the {loader.ticks_per_iteration} micro-batches of "
-                f"an iteration, got {limit}."
-            )
-        interval = self.trainer.val_check_interval
-        if isinstance(interval, int) and interval % self.trainer.accumulate_grad_batches:
-            raise ConfigurationError(
-                "trainer.val_check_interval counts micro-batches and must be a multiple of "
-                f"trainer.accumulate_grad_batches = {self.trainer.accumulate_grad_batches}, got {interval}."
-            )
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ARG002 - Lightning's signature
-        """The schedule counts the steps that were made: a skipped update leaves it where it is."""
-        if self._has_stepped:
-            scheduler.step()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:  # noqa: ARG002
-        """Free the gradients."""
-        optimizer.zero_grad()

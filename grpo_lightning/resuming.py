@@ -7,7 +7,7 @@ weights and optimizer are still the current ones.
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +15,27 @@ from grpo_lightning.batching.experience import Experience, merged_state
 from grpo_lightning.types import ConfigurationError
 
 KEY = "grpo_lightning"
+
+
+class Stateful(Protocol):
+    """What has a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in plain containers."""
+
+
+class Run(Protocol):
+    """What of the module is in a checkpoint, weights and optimizer aside."""
+
+    iteration: int
+    tokens_generated: int
+    tokens_trained: int
+    seconds_by_phase: dict[str, float]
+    experience: Experience | None
+
+    @property
+    def prompts(self) -> Stateful:
+        """Where the training prompts come from."""
 
 
 @dataclass
@@ -31,6 +52,15 @@ class Boundary:
     is_current: bool = True
     """False inside a window."""
 
+    def mark(self, run: Run) -> None:
+        """A window ends here; the loops' state is known later."""
+        self.iteration = run.iteration
+        self.tokens_generated, self.tokens_trained = run.tokens_generated, run.tokens_trained
+        self.seconds_by_phase = dict(run.seconds_by_phase)
+        self.stream = run.prompts.state_dict()
+        self.experience = run.experience
+        self.is_current = True
+
     def write(self, checkpoint: dict[str, Any], settings: dict[str, int]) -> None:
         """Put the boundary into a checkpoint. Every rank calls it: the first one gathers the experience."""
         if not self.is_current:
@@ -44,6 +74,44 @@ class Boundary:
             "experience": _gathered(self.experience),
             "settings": settings,
         }
+
+
+def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What `Boundary.write` put into a checkpoint.
+
+    Raises:
+        ConfigurationError: There is nothing of the kind.
+    """
+    if KEY not in checkpoint:
+        raise ConfigurationError("--ckpt_path: the checkpoint was not written by a GRPO run of this package.")
+    state: dict[str, Any] = checkpoint[KEY]
+    return state
+
+
+def take_up(run: Run, state: dict[str, Any], settings: dict[str, int], *, rank: int, world_size: int) -> None:
+    """Put a checkpoint's state into the module, all but the stream: `run.prompts` are not there yet.
+
+    Args:
+        run: The module.
+        state: What `own_state` found.
+        settings: The module's, those that `Boundary.write` was given.
+        rank: Of this process.
+        world_size: How many there are; the run that wrote the checkpoint may have had others.
+
+    Raises:
+        ConfigurationError: See `check_settings`.
+    """
+    check_settings(state, settings)
+    run.iteration = state["iteration"]
+    run.tokens_generated, run.tokens_trained = state["tokens_generated"], state["tokens_trained"]
+    run.seconds_by_phase = dict(state["seconds_by_phase"])
+    if state["experience"] is not None:
+        run.experience = Experience.from_state_dict(
+            state["experience"],
+            rank=rank,
+            world_size=world_size,
+            accumulate_grad_batches=settings["trainer.accumulate_grad_batches"],
+        )
 
 
 def check_settings(state: dict[str, Any], settings: dict[str, int]) -> None:

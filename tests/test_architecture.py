@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[1]
 
 STAGES = {"rewards", "rollout", "data", "groups", "batching", "objective", "policy", "optim"}
 PURE = {"functional", "types"}
-MODULE_PARTS = {*STAGES, *PURE, "evaluation", "ticks", "checkpointing", "resuming", "run_folder"}
+MODULE_PARTS = {
+    *STAGES,
+    *PURE,
+    *("checkpointing", "evaluation", "metrics", "phases", "preconditions", "ranks", "resuming", "run_folder", "ticks"),
+}
 
 MAY_IMPORT = {
     # Nothing of ours.
@@ -23,6 +27,10 @@ MAY_IMPORT = {
     **dict.fromkeys(STAGES, PURE),
     # What the module is put together from.
     "evaluation": {"rewards", "rollout", *PURE},
+    "metrics": PURE,
+    "phases": PURE,
+    "preconditions": {"batching", "ticks", *PURE},
+    "ranks": set(),
     "ticks": PURE,
     "checkpointing": {"policy", *PURE},
     "appending_csv": set(),

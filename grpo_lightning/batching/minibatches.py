@@ -1,0 +1,65 @@
+"""From a scored rollout to the samples of each minibatch, and what a minibatch counts over all ranks."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from grpo_lightning.batching.experience import Sample
+from grpo_lightning.batching.shape import IterationShape
+from grpo_lightning.types import Completion, MinibatchCounts, Rollout
+
+
+def cut_into_minibatches(
+    rollout: Rollout, advantages_B: Tensor, learned_B: Tensor, shape: IterationShape
+) -> list[list[Sample]]:
+    """Whole groups in global order: which minibatch a prompt falls into does not depend on the ranks.
+
+    Args:
+        rollout: What this rank drew; the slots count prompts over all ranks.
+        advantages_B: One per completion.
+        learned_B: bool, the completions that the update learns from. The others leave no sample, and neither does one
+            without a loss token.
+        shape: Slot s belongs to minibatch ``s // shape.prompts_per_minibatch``.
+
+    Returns:
+        A list per minibatch of the iteration, some of which may be empty.
+    """
+    minibatches: list[list[Sample]] = [[] for _ in range(shape.num_minibatches)]
+    for b, completion in enumerate(rollout.completions):
+        p, index = divmod(b, rollout.group_size)
+        loss_mask = _loss_mask(completion)
+        if learned_B[b] and loss_mask.any():
+            sample = Sample(
+                slot=rollout.slots[p],
+                index=index,
+                prompt_ids=torch.tensor(rollout.prompts[p].token_ids),
+                completion_ids=torch.tensor(completion.token_ids),
+                loss_mask=loss_mask,
+                advantage=float(advantages_B[b]),
+            )
+            minibatches[sample.slot // shape.prompts_per_minibatch].append(sample)
+    return minibatches
+
+
+def global_counts(
+    minibatches: Sequence[Sequence[Sample]], sum_over_ranks: Callable[[Sequence[float]], list[float]]
+) -> list[MinibatchCounts]:
+    """What each minibatch counts over all ranks: the denominators of its loss.
+
+    Args:
+        minibatches: This rank's samples. Groups are never spread over ranks, so that groups are counted once.
+        sum_over_ranks: Adds up each value over all ranks; called once.
+    """
+    local = [
+        (sum(int(s.loss_mask.sum()) for s in samples), len(samples), len({s.slot for s in samples}))
+        for samples in minibatches
+    ]
+    total = sum_over_ranks([float(n) for counts in local for n in counts])
+    return [MinibatchCounts(*map(int, total[3 * m : 3 * m + 3])) for m in range(len(minibatches))]
+
+
+def _loss_mask(completion: Completion) -> Tensor:
+    if completion.loss_mask is not None:
+        return torch.tensor(completion.loss_mask)
+    return torch.ones(len(completion.token_ids), dtype=torch.bool)

@@ -1,0 +1,85 @@
+"""What must hold before a run begins. Each mistake is named by its YAML key, before any model is loaded."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from grpo_lightning.batching import IterationShape
+from grpo_lightning.ticks import TickLoader
+from grpo_lightning.types import ConfigurationError, SamplingParams
+
+
+def check_sampling(sampling: SamplingParams) -> None:
+    """Training draws from the full distribution: that is the one whose log-probabilities the update asks for.
+
+    Raises:
+        ConfigurationError: It does not, or draws nothing.
+    """
+    if sampling.top_p != 1 or sampling.top_k is not None:
+        raise ConfigurationError(
+            "model.sampling: training draws from the full distribution, so top_p must be 1 and top_k null "
+            f"(got {sampling.top_p} and {sampling.top_k}). For evaluation set model.evaluation.top_p."
+        )
+    if not sampling.temperature > 0:
+        raise ConfigurationError(f"model.sampling.temperature must be > 0, got {sampling.temperature}.")
+    if not sampling.max_new_tokens >= 1:
+        raise ConfigurationError(f"model.sampling.max_new_tokens must be >= 1, got {sampling.max_new_tokens}.")
+
+
+def check_microbatch_limit(max_tokens_per_microbatch: int | None) -> None:
+    """The limit is a number of tokens, or there is none.
+
+    Raises:
+        ConfigurationError: It is less than one token.
+    """
+    if max_tokens_per_microbatch is not None and max_tokens_per_microbatch < 1:
+        raise ConfigurationError(
+            f"model.max_tokens_per_microbatch must be >= 1 or null, got {max_tokens_per_microbatch}."
+        )
+
+
+def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
+    """Every rank gets equally many prompts of a minibatch, and a completion at least for each of its micro-batches.
+
+    Raises:
+        ConfigurationError: The numbers do not divide, or the accumulation would change during the run.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise ConfigurationError(
+            "trainer.callbacks: GradientAccumulationScheduler is not supported: a minibatch is cut into "
+            "micro-batches before its first backward. Set trainer.accumulate_grad_batches."
+        )
+    divisor = shape.num_minibatches * trainer.world_size
+    if shape.prompts_per_iteration % divisor:
+        raise ConfigurationError(
+            f"model.prompts_per_iteration must be divisible by model.num_minibatches x number of ranks = "
+            f"{shape.num_minibatches} x {trainer.world_size} = {divisor}, got {shape.prompts_per_iteration}."
+        )
+    completions = shape.prompts_per_iteration // divisor * shape.group_size
+    if trainer.accumulate_grad_batches > completions:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches must be at most the {completions} completions of a minibatch on each "
+            f"rank, got {trainer.accumulate_grad_batches}."
+        )
+
+
+def check_alignment(trainer: Trainer, loader: TickLoader) -> None:
+    """An epoch that the Trainer cuts short ends with an iteration, and a validation begins with an update's end.
+
+    Raises:
+        ConfigurationError: A limit or an interval in micro-batches falls into the middle.
+    """
+    limit = trainer.limit_train_batches
+    if isinstance(limit, int) and limit % loader.ticks_per_iteration:
+        raise ConfigurationError(
+            f"trainer.limit_train_batches must be a multiple of the {loader.ticks_per_iteration} micro-batches of "
+            f"an iteration, got {limit}."
+        )
+    interval = trainer.val_check_interval
+    if isinstance(interval, int) and interval % trainer.accumulate_grad_batches:
+        raise ConfigurationError(
+            "trainer.val_check_interval counts micro-batches and must be a multiple of "
+            f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches}, got {interval}."
+        )

@@ -1,0 +1,104 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from grpo_lightning.batching import Experience, Forward, Sample
+from grpo_lightning.types import LossOutput, MinibatchCounts, Statistic, TokenScores
+
+
+class Table(nn.Module):
+    """A policy that scores a token by a weight of its own, whatever came before, over the temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-2, -1, 10, dtype=torch.float64))
+        self.num_rows = []
+
+    def forward(self, batch, temperature):
+        self.num_rows.append(batch.num_completions)
+        scores_N = self.weight[batch.targets_N] / temperature
+        zeros_BT = scores_N.new_zeros(batch.num_completions, batch.max_completion_tokens)
+        return TokenScores(zeros_BT.index_put((batch.rows_N, batch.columns_N), scores_N), zeros_BT)
+
+
+def sample(slot, *token_ids):
+    return Sample(
+        slot=slot,
+        index=0,
+        prompt_ids=torch.tensor([1, 2]),
+        completion_ids=torch.tensor(token_ids),
+        loss_mask=torch.ones(len(token_ids), dtype=torch.bool),
+        advantage=float(slot + 1),
+    )
+
+
+def weighted(scores, batch):
+    """The log-probabilities times advantages, and how many tokens there were."""
+    tokens = batch.mask_BT.sum().double()
+    loss = (scores.logprobs_BT * batch.advantages_BT * batch.mask_BT).sum()
+    return LossOutput(loss, {"tokens": Statistic(tokens, torch.ones(()))})
+
+
+SAMPLES = [sample(0, 3), sample(1, 4, 5), sample(2, 6, 7, 8), sample(3, 9)]
+FORWARD = Forward(temperature=0.5, max_tokens=None, device=torch.device("cpu"))
+IN_PIECES = replace(FORWARD, max_tokens=6)  # prompts of two tokens: at most two of the shorter ones, padded, at once
+
+
+def gradient(forward, samples):
+    policy = Table()
+    outputs = list(forward.losses(policy, samples, weighted))
+    num_forwards = len(policy.num_rows)
+    loss = sum(output.loss for output in outputs)
+    loss.backward()
+    return loss.item(), policy.weight.grad, outputs, num_forwards, policy
+
+
+def test_the_loss_by_hand():
+    loss, grad, (output,), num_forwards, policy = gradient(FORWARD, SAMPLES[:2])
+    # Token 3 with advantage 1; tokens 4 and 5 with advantage 2; the temperature 0.5 doubles each score.
+    weight = policy.weight
+    expected = 2 * (1 * weight[3] + 2 * (weight[4] + weight[5]))
+    assert loss == pytest.approx(expected.item(), rel=1e-15)
+    assert grad.tolist() == [0, 0, 0, 2, 4, 4, 0, 0, 0, 0]
+    assert output.statistics["tokens"].sum == 3
+    assert num_forwards == 1
+
+
+def test_pieces_have_the_same_loss_and_gradient_as_the_whole():
+    whole, in_pieces = gradient(FORWARD, SAMPLES), gradient(IN_PIECES, SAMPLES)
+    assert len(in_pieces[2]) == 3  # 5; 4; 3 and 3 tokens
+    assert in_pieces[0] == pytest.approx(whole[0], rel=1e-14)  # the same sums, in another order
+    torch.testing.assert_close(in_pieces[1], whole[1], rtol=1e-14, atol=0)
+    assert sum(output.statistics["tokens"].sum for output in in_pieces[2]) == 7
+
+
+def test_only_pieces_are_computed_again_in_the_backward_pass():
+    assert len(gradient(FORWARD, SAMPLES)[4].num_rows) == 1
+    *_, num_forwards, policy = gradient(IN_PIECES, SAMPLES)
+    assert (num_forwards, len(policy.num_rows)) == (3, 6)
+
+
+def test_a_rank_without_samples_has_a_zero_that_depends_on_the_weights():
+    loss, grad, (output,), num_forwards, _ = gradient(FORWARD, [])
+    assert (loss, num_forwards, output.statistics) == (0, 1, {})
+    assert grad is not None
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("forward", [FORWARD, IN_PIECES])
+def test_logprobs_stand_in_the_order_of_the_samples(forward):
+    experience = Experience.build(
+        iteration=0,
+        minibatches=[SAMPLES[:3], SAMPLES[3:]],
+        counts=[MinibatchCounts(6, 3, 3), MinibatchCounts(1, 1, 1)],
+        metrics={},
+        accumulate_grad_batches=2,
+    )
+    policy = Table()
+    logprobs = forward.logprobs(policy, experience)
+    assert [len(rows) for rows in logprobs] == [3, 1]
+    for values, of in zip([*logprobs[0], *logprobs[1]], SAMPLES, strict=True):
+        assert torch.equal(values, 2 * policy.weight[of.completion_ids])
+        assert not values.requires_grad

@@ -1,0 +1,88 @@
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+
+from grpo_lightning.batching import IterationShape
+from grpo_lightning.preconditions import check_alignment, check_microbatch_limit, check_sampling, check_trainer
+from grpo_lightning.ticks import TickLoader
+from grpo_lightning.types import ConfigurationError, SamplingParams
+
+SHAPE = IterationShape(prompts_per_iteration=12, group_size=4, num_epochs=2, num_minibatches=3)
+LOADER = TickLoader(num_iterations=5, num_updates=6, num_microbatches=2)  # 12 micro-batches in an iteration
+
+
+def trainer(**changes):
+    """What the checks ask of a Trainer."""
+    defaults = {
+        "callbacks": [Callback()],
+        "world_size": 2,
+        "accumulate_grad_batches": 2,
+        "limit_train_batches": 1.0,
+        "val_check_interval": 1.0,
+    }
+    return SimpleNamespace(**{**defaults, **changes})
+
+
+def test_settings_that_are_right_pass():
+    check_sampling(SamplingParams())
+    for limit in (None, 1):
+        check_microbatch_limit(limit)
+    check_trainer(trainer(), SHAPE)
+    check_alignment(trainer(), LOADER)
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ({"top_p": 0.9}, "model.sampling: .* top_p must be 1"),
+        ({"top_k": 5}, "model.sampling: .* top_k null"),
+        ({"temperature": 0.0}, "model.sampling.temperature must be > 0, got 0.0"),
+        ({"temperature": float("nan")}, "model.sampling.temperature must be > 0, got nan"),
+        ({"max_new_tokens": 0}, "model.sampling.max_new_tokens must be >= 1, got 0"),
+    ],
+)
+def test_training_draws_something_from_the_full_distribution(setting, key):
+    with pytest.raises(ConfigurationError, match=key):
+        check_sampling(SamplingParams(**setting))
+
+
+def test_a_micro_batch_has_room_for_a_token():
+    with pytest.raises(ConfigurationError, match=r"model.max_tokens_per_microbatch must be >= 1 or null, got 0"):
+        check_microbatch_limit(0)
+
+
+def test_the_accumulation_does_not_change_during_a_run():
+    with pytest.raises(ConfigurationError, match=r"trainer.accumulate_grad_batches"):
+        check_trainer(trainer(callbacks=[GradientAccumulationScheduler({0: 2})]), SHAPE)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_prompts_are_shared_out_equally(world_size):
+    check_trainer(trainer(world_size=world_size), SHAPE)  # 12 prompts over 3 minibatches: four each
+
+
+@pytest.mark.parametrize("world_size", [3, 5, 8])
+def test_prompts_that_cannot_be_shared_out_are_refused(world_size):
+    expected = f"number of ranks = 3 x {world_size} = {3 * world_size}, got 12"
+    with pytest.raises(ConfigurationError, match=f"model.prompts_per_iteration .*{expected}"):
+        check_trainer(trainer(world_size=world_size), SHAPE)
+
+
+def test_every_micro_batch_can_have_a_completion():
+    # 12 prompts / 3 minibatches / 2 ranks = 2 groups of 4.
+    check_trainer(trainer(accumulate_grad_batches=8), SHAPE)
+    with pytest.raises(ConfigurationError, match=r"trainer.accumulate_grad_batches .* 8 completions .*, got 9"):
+        check_trainer(trainer(accumulate_grad_batches=9), SHAPE)
+
+
+def test_an_epoch_that_is_cut_short_ends_with_an_iteration():
+    check_alignment(trainer(limit_train_batches=24), LOADER)
+    with pytest.raises(ConfigurationError, match=r"trainer.limit_train_batches .* the 12 micro-batches .* got 18"):
+        check_alignment(trainer(limit_train_batches=18), LOADER)
+
+
+def test_a_validation_begins_at_the_end_of_an_update():
+    check_alignment(trainer(val_check_interval=4), LOADER)
+    with pytest.raises(ConfigurationError, match=r"trainer.val_check_interval .*accumulate_grad_batches = 2, got 5"):
+        check_alignment(trainer(val_check_interval=5), LOADER)

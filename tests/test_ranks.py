@@ -1,0 +1,27 @@
+import os
+
+import torch
+from torch import multiprocessing
+
+from grpo_lightning.ranks import sum_over_ranks
+
+CPU = torch.device("cpu")
+
+
+def test_one_rank_needs_no_process_group():
+    assert sum_over_ranks([1, True, 0.25], num_ranks=1, device=CPU) == [1.0, 1.0, 0.25]
+
+
+def _rank(rank, file, results):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    results[rank] = sum_over_ranks([2**24 + rank, 0.5], num_ranks=2, device=CPU)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_have_the_same_sums_in_fp64(tmp_path):
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(_rank, args=(tmp_path / "rendezvous", results), nprocs=2)
+        # 2^25 + 1 is no number of fp32.
+        assert dict(results) == {0: [2.0**25 + 1, 1.0], 1: [2.0**25 + 1, 1.0]}
