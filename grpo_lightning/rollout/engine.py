@@ -17,7 +17,8 @@ class RolloutEngine(ABC):
     * `generate` returns `num_completions` completions for each request, request-major, in the order of the requests.
     * `sampler_logprobs` are those of the distribution really drawn from, and equal a teacher-forced forward's.
     * A token is a function of (seed, stream, iteration, slot, sample index, position) and the weights alone: whatever
-      else is in the batch, and however the requests are spread over ranks, the same coordinates give the same tokens.
+      else is in the batch, and however the requests are spread over ranks, the same coordinates give the same tokens:
+      exactly in fp64, and in fp32 up to draws that fall within rounding of a boundary between two tokens.
     * An end-of-sequence token exactly at the length limit is `FinishReason.EOS`, not a truncation.
     """
 

@@ -236,11 +236,40 @@ def test_first_and_second_tokens_follow_the_models_distribution(engine, model, r
     first_V = distribution(torch.tensor([prompt]))[0]
     second_VV = distribution(torch.cat((torch.tensor([prompt]).expand(62, -1), torch.arange(62)[:, None]), dim=1))
     for column, probabilities_V in enumerate((first_V, first_V @ second_VV)):
-        expected_V = probabilities_V * len(pairs_RT)
-        counts_V = pairs_RT[:, column].bincount(minlength=62)
-        seen_V = expected_V >= 5
-        statistic = ((counts_V - expected_V)[seen_V] ** 2 / expected_V[seen_V]).sum()
-        freedom = int(seen_V.sum()) - 1
-        # Four standard deviations above the mean; the draws are fixed, so this cannot flicker.
-        assert statistic < freedom + 4 * math.sqrt(2 * freedom)
-        assert counts_V[expected_V == 0].sum() == 0
+        assert_drawn_from(probabilities_V, pairs_RT[:, column])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.6}, {"top_k": 7}, {"top_p": 0.6}, {"temperature": 1.5, "top_k": 20, "top_p": 0.8}],
+    ids=["temperature", "top_k", "top_p", "together"],
+)
+def test_first_tokens_follow_the_distribution_that_the_settings_leave(engine, model, ragged_requests, settings):
+    prompt = ragged_requests[3].token_ids
+    request = GenerationRequest(slot=0, token_ids=prompt, num_completions=50_000)
+    coordinates = Coordinates(seed=0, stream=Stream.VALIDATION, iteration=0)
+    drawn = engine.generate([request], SamplingParams(max_new_tokens=1, **settings), coordinates)
+    with torch.no_grad():
+        logits_V = model(input_ids=torch.tensor([prompt])).logits[0, -1] / settings.get("temperature", 1.0)
+    # The likeliest first: the k first, then as many of them as it takes to reach p.
+    order_V = logits_V.argsort(descending=True)[: settings.get("top_k")]
+    reached_V = logits_V[order_V].softmax(0).cumsum(0)
+    kept_V = order_V[: 1 + int((reached_V < settings.get("top_p", 1.0)).sum())]
+    probabilities_V = torch.zeros_like(logits_V).scatter(0, kept_V, logits_V[kept_V].softmax(0))
+    assert 3 <= len(kept_V) <= 62
+    assert_drawn_from(probabilities_V, torch.tensor([ids[0] for ids in tokens(drawn)]))
+    for completion in drawn[:100]:
+        expected = probabilities_V[completion.token_ids[0]].log().item()
+        assert completion.sampler_logprobs[0] == pytest.approx(expected, abs=1e-9)
+
+
+def assert_drawn_from(probabilities_V, tokens_R):
+    """Pearson's chi-square test over the tokens of which at least five are expected."""
+    expected_V = probabilities_V * len(tokens_R)
+    counts_V = tokens_R.bincount(minlength=len(probabilities_V))
+    seen_V = expected_V >= 5
+    statistic = ((counts_V - expected_V)[seen_V] ** 2 / expected_V[seen_V]).sum()
+    freedom = int(seen_V.sum()) - 1
+    # Four standard deviations above the mean; the draws are fixed, so this cannot flicker.
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+    assert counts_V[expected_V == 0].sum() == 0
