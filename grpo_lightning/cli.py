@@ -26,7 +26,7 @@ import grpo_lightning
 import grpo_lightning.callbacks
 from grpo_lightning import chat
 from grpo_lightning.cold_start import make_missing_policy
-from grpo_lightning.parse_errors import check_config_files, condense
+from grpo_lightning.parse_errors import check_config_files, check_groups, condense
 from grpo_lightning.types import ConfigurationError
 
 OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {"chat": chat.main}
@@ -97,6 +97,7 @@ class _CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+        check_groups(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Leave the settings alone: Lightning would let the checkpoint's win over the command line's, unsaid."""
@@ -124,8 +125,8 @@ def _require_command(args: list[str]) -> None:
 
 def _the_seed(seed_everything: bool | int, owner: Namespace | None) -> int:
     """The value of `model.seed` and `data.seed`, which are `seed_everything` and nothing else."""
-    if isinstance(seed_everything, bool):
-        raise ConfigurationError(f"seed_everything must be a whole number >= 0, got {seed_everything}.")
+    if isinstance(seed_everything, bool) or not 0 <= seed_everything < 2**32:
+        raise ConfigurationError(f"seed_everything must be a whole number in [0, 2**32), got {seed_everything}.")
     given = (owner.get("init_args.seed") if owner else None) or seed_everything
     if given != seed_everything:
         raise ConfigurationError(

@@ -54,7 +54,7 @@ def apply_settings(optimizer: Optimizer, scheduler: LambdaLR, configured: list[d
     """Make the configuration win over what a checkpoint restored; returns what differed, in words."""
     differences = []
     for number, (group, wanted) in enumerate(zip(optimizer.param_groups, configured, strict=True)):
-        base = wanted["initial_lr"]
+        base, restored_lr, has_base = wanted["initial_lr"], group["lr"], group.get("initial_lr") == wanted["initial_lr"]
         for name, value in wanted.items():
             restored = group.get("initial_lr") if name == "lr" else group.get(name)
             new = base if name == "lr" else value
@@ -63,5 +63,7 @@ def apply_settings(optimizer: Optimizer, scheduler: LambdaLR, configured: list[d
             group[name] = value
         scheduler.base_lrs[number] = base
         group["lr"] = base * scheduler.lr_lambdas[number](scheduler.last_epoch)
+        if has_base and group["lr"] != restored_lr:
+            differences.append(f"lr by the schedule: {group['lr']} (the checkpoint had {restored_lr})")
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
     return list(dict.fromkeys(differences))

@@ -5,23 +5,24 @@ twenty lines for a misspelt word. The first reason in it that says anything is t
 """
 
 import difflib
-import importlib
-import inspect
 import re
-import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from inspect import isabstract
 from itertools import zip_longest
 from pathlib import Path
-from types import FunctionType, UnionType
-from typing import get_args, get_type_hints
+from typing import Any
 
 import yaml
-from lightning.pytorch import Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from grpo_lightning.constructors import class_of, hint_of, known_classes, owner_of, settings_of
 from grpo_lightning.types import ConfigurationError
 
 LONGEST_LINE = 300
+_BASES = (LightningModule, LightningDataModule)
+"""What the parser falls back to where a config names no class."""
 
 _KEY = re.compile(r'^Parser key "(?P<key>[^"]+)":\s*(?P<reason>.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':$")
@@ -30,6 +31,8 @@ _NOISE = re.compile(
     r"^(Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a path but"
     r"|Expected a <class 'NoneType'>|Not a valid subclass of|Subclass types expect one of:|a class path|a dict with|$)"
 )
+_CALLABLE = re.compile(r"^Type typing\.Callable.* expects a function or a callable class: (?P<reason>.*)$")
+_ITS_CLASS = re.compile(r"\. Got value: Namespace\(class_path='(?P<path>[^']+)'.*$")
 _ALTERNATIVE = re.compile(r"^Expected an? (?P<type>(?!dot import path)(?!.*Got value:).+)$")
 
 _UNKNOWN = re.compile(
@@ -37,9 +40,19 @@ _UNKNOWN = re.compile(
     r"|unrecognized arguments: --)(?P<key>[\w.]+)"
 )
 _REQUIRED = re.compile(r"^the following arguments are required: (?P<keys>.+)$")
-_NO_CLASS = re.compile(r"^Expected a dot import path string: (?P<name>.+)$")
+_NO_CLASS = re.compile(r"^(?:Expected a dot import path string|Unexpected import path format): (?P<name>.+)$")
+_NO_CALLABLE = re.compile(r"^Expected an import path or a subclass spec, but got ")
+_NO_GROUP = re.compile(r"^Unable to load config (?P<value>'.*'|\".*\")$")
 _MISMATCH = re.compile(r"^Expected an? (?P<type>.+)\. Got value: (?P<value>.*)$")
-_PLAIN_TYPES = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "true or false"}
+_PLAIN_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+}
 
 
 @dataclass
@@ -48,6 +61,8 @@ class _Problem:
 
     keys: list[str] = field(default_factory=list)
     class_path: str | None = None
+    """The class, of those on the way, that was looked into last, and how many keys lead to it."""
+    num_keys_to_class: int = 0
     reason: str = ""
     alternatives: list[str] = field(default_factory=list)
     given: str | None = None
@@ -83,8 +98,10 @@ def check_config_files(args: Sequence[str]) -> None:
         name, _, path = option.partition("=") if "=" in option else (option, "", value)
         if name not in ("--config", "-c"):
             continue
+        if not path:
+            raise ConfigurationError("--config must be followed by a file.")
         try:
-            content = yaml.safe_load(Path(path or "").expanduser().read_text())
+            content = yaml.safe_load(Path(path).expanduser().read_text())
         except OSError as error:
             raise ConfigurationError(f"--config: cannot read {path!r}: {error.strerror}.") from error
         except yaml.MarkedYAMLError as error:
@@ -94,14 +111,44 @@ def check_config_files(args: Sequence[str]) -> None:
             raise ConfigurationError(f"{path} must hold settings as `key: value`, got {str(content)[:50]!r}.")
 
 
+def check_groups(settings: Namespace) -> None:
+    """Refuse a plain value in a config file where a group of settings belongs, which the parser lets through.
+
+    Args:
+        settings: What was parsed for a command.
+
+    Raises:
+        ConfigurationError: There is one; the message names its key.
+    """
+    if not isinstance(settings.get("trainer"), Namespace):
+        raise ConfigurationError(_not_a_group("trainer", None, repr(settings.get("trainer"))))
+    for name in ("model", "data"):
+        _check_value(settings.get(name), None, name)
+
+
+def _check_value(value: Any, hint: Any, key: str) -> None:
+    if isinstance(value, Namespace) and "class_path" in value:
+        _check_settings(value.get("init_args"), class_of(value.class_path), key)
+    elif isinstance(hint, type) and is_dataclass(hint):
+        if not isinstance(value, Namespace):
+            raise ConfigurationError(_not_a_group(key, hint, repr(value)))
+        _check_settings(value, hint, key)
+
+
+def _check_settings(settings: Namespace | None, owner: type, key: str) -> None:
+    for name, value in vars(settings).items() if settings else ():
+        _check_value(value, hint_of(owner, name), f"{key}.{name}")
+
+
 def _read(message: str) -> _Problem:
     problem = _Problem()
-    for line in (raw.strip().removeprefix("- ") for raw in message.splitlines()):
+    for raw in message.splitlines():
+        line = _without_callable(raw.strip().removeprefix("- "), problem)
         if key := _KEY.match(line):
             problem.keys.append(key["key"])
             problem.reason = key["reason"]
         elif named := _CLASS.match(line):
-            problem.class_path = named["path"]
+            problem.class_path, problem.num_keys_to_class = named["path"], len(problem.keys)
         elif given := _GIVEN.match(line):
             problem.given = given["nested"] or repr(given["value"])
         elif _NOISE.match(line):
@@ -115,6 +162,16 @@ def _read(message: str) -> _Problem:
     return problem
 
 
+def _without_callable(line: str, problem: _Problem) -> str:
+    """What is wrong with a class that makes something, an optimizer for instance, as it is said of other classes."""
+    wrapped = _CALLABLE.match(line)
+    if wrapped is None:
+        return line
+    if its_class := _ITS_CLASS.search(wrapped["reason"]):
+        problem.class_path, problem.num_keys_to_class = its_class["path"], len(problem.keys)
+    return _ITS_CLASS.sub("", wrapped["reason"])
+
+
 def _explain(problem: _Problem) -> str:
     if unknown := _UNKNOWN.match(problem.reason):
         name = f"{unknown['group']}.{unknown['key']}" if unknown["group"] else unknown["key"]
@@ -122,11 +179,17 @@ def _explain(problem: _Problem) -> str:
     if required := _REQUIRED.match(problem.reason):
         names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in required["keys"].split(", ")]
         return f"{', '.join(problem.key(name) for name in names)} must be given."
+    if _NO_CALLABLE.match(problem.reason):
+        return _not_a_class(problem)
     if mismatch := _MISMATCH.match(problem.reason):
         return f"{problem.key()} must be {_plain(mismatch['type'])}, got {mismatch['value']!r}."
-    if missing := _NO_CLASS.match(problem.reason):
+    if group := _NO_GROUP.match(problem.reason):
+        return _not_a_group(problem.key(), _group(problem), group["value"])
+    if (missing := _NO_CLASS.match(problem.reason)) and problem.alternatives:
+        return f"{problem.key()} must be {' or '.join(map(_plain, problem.alternatives))}, got {missing['name']!r}."
+    if missing:
         return f"{problem.key()}: no class is called {missing['name']!r}" + _did_you_mean(
-            missing["name"], _known_classes(), otherwise="; a class of your own is named with its file: `file.Class`."
+            missing["name"], known_classes(), otherwise="; a class of your own is named with its file: `file.Class`."
         )
     if not problem.reason and not problem.alternatives:
         return _not_a_class(problem)
@@ -139,57 +202,36 @@ def _explain(problem: _Problem) -> str:
 
 def _unknown_setting(problem: _Problem, name: str) -> str:
     if problem.class_path is None:
-        known = [f"trainer.{setting}" for setting in _settings(Trainer)]
+        known = [f"trainer.{setting}" for setting in settings_of(Trainer)]
         return f"There is no setting {name!r}" + _did_you_mean(name, [*known, "trainer", "model", "data"])
     if name.endswith("class_path"):
         return _not_a_class(problem)
-    owner, unknown = _owner(problem.class_path, name.split("."))
+    owner, unknown = owner_of(problem.class_path, name.split("."))
+    if owner in _BASES:
+        return _not_a_class(problem)
     where = f"{owner.__name__} has no setting {unknown!r}"
-    return f"{problem.key(name)}: {where}{_did_you_mean(unknown, _settings(owner))}"
+    return f"{problem.key(name)}: {where}{_did_you_mean(unknown, settings_of(owner))}"
 
 
 def _not_a_class(problem: _Problem) -> str:
+    if group := _group(problem):
+        return _not_a_group(problem.key(), group, str(problem.given))
     return f"{problem.key()} must have a `class_path`, its settings under `init_args`, and nothing else."
 
 
-def _owner(class_path: str, names: list[str]) -> tuple[type, str]:
-    """Follow `names` from the class of `class_path` into its settings, to the first that its owner does not have."""
-    module, _, class_name = class_path.rpartition(".")
-    owner: type = getattr(importlib.import_module(module), class_name)
-    for name in names[:-1]:
-        hint = next((get_type_hints(i)[name] for i in _initializers(owner) if name in _parameters(i)), None)
-        alternatives = [hint, *get_args(hint)]
-        child = next((a for a in alternatives if isinstance(a, type) and a not in (type(None), UnionType)), None)
-        if child is None:
-            return owner, name
-        owner = child
-    return owner, names[-1]
+def _not_a_group(key: str, group: type | None, got: str) -> str:
+    names = settings_of(group) if group else []
+    listed = f" ({', '.join(names)})" if names else ""
+    return f"{key} must be a group of settings{listed}, got {got}."
 
 
-def _settings(owner: type) -> list[str]:
-    """The names of the constructor's parameters, those of parent classes included."""
-    names = dict.fromkeys(name for initializer in _initializers(owner) for name in _parameters(initializer))
-    return [name for name in names if name not in ("self", "args", "kwargs")]
-
-
-def _initializers(owner: type) -> list[FunctionType]:
-    return [vars(parent)["__init__"] for parent in owner.__mro__ if "__init__" in vars(parent)]
-
-
-def _parameters(initializer: FunctionType) -> list[str]:
-    return list(inspect.signature(initializer).parameters)
-
-
-def _known_classes() -> set[str]:
-    """The names that short class paths resolve to: what the command line has imported."""
-    prefixes = ("grpo_lightning", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
-    modules = [module for name, module in sys.modules.items() if name.startswith(prefixes)]
-    return {
-        name
-        for module in modules
-        for name, value in vars(module).items()
-        if isinstance(value, type) and not name.startswith("_") and value.__module__.startswith(prefixes)
-    }
+def _group(problem: _Problem) -> type | None:
+    """The class whose settings the key in question groups; None where it is to be named by its class path."""
+    names = ".".join(problem.keys[problem.num_keys_to_class :]).split(".")
+    if problem.class_path is None:
+        return None
+    owner, name = owner_of(problem.class_path, [*names, ""])
+    return owner if not name and is_dataclass(owner) and not isabstract(owner) else None
 
 
 def _did_you_mean(name: str, known: Iterable[str], *, otherwise: str = ".") -> str:

@@ -43,7 +43,8 @@ MAY_IMPORT = {
     # The command line.
     "chat": {"policy", "rollout", *PURE},
     "cold_start": PURE,
-    "parse_errors": PURE,
+    "constructors": set(),
+    "parse_errors": {"constructors", *PURE},
     "cli": {"callbacks", "chat", "cold_start", "parse_errors", *PURE},
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from grpo_lightning.cli import main
-from grpo_lightning.policy import CharacterPolicy, Policy
+from grpo_lightning.policy import CharacterPolicy, Policy, PretrainedPolicy
 
 POLICY = {
     "class_path": "CharacterPolicy",
@@ -114,7 +114,8 @@ def no_model(monkeypatch):
     def load(self, *, seed):
         raise LoadedError
 
-    monkeypatch.setattr(CharacterPolicy, "load_model", load)
+    for source in (CharacterPolicy, PretrainedPolicy):
+        monkeypatch.setattr(source, "load_model", load)
 
 
 def put(config, key, value):
@@ -132,8 +133,14 @@ def fit(config, *args):
 
 def mistake(capsys, config, *args):
     """The message of a run that must fail cleanly."""
+    Path("run.yaml").write_text(yaml.safe_dump(config))
+    return mistake_of(capsys, "fit", "--config", "run.yaml", *args)
+
+
+def mistake_of(capsys, *args):
+    """The message of a command that must fail cleanly."""
     with pytest.raises(SystemExit) as exit_info:
-        fit(config, *args)
+        main(list(args))
     assert exit_info.value.code == 2
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
@@ -153,6 +160,26 @@ KNOWN_BEFORE_THE_MODEL = {
     "an unknown class": ({"model.init_args.policy.class_path": "CharaterPolicy"}, "model.policy", "CharacterPolicy"),
     "an unknown class path": ({"data.class_path": "absent.Data"}, "data", "absent.Data"),
     "a value of the wrong type": ({"model.init_args.group_size": "four"}, "model.group_size", "four"),
+    "a value for a group of settings": ({"model.init_args.sampling": 3}, "model.sampling", "got 3"),
+    "a word for a group of settings": ({"model.init_args.objective": "grpo"}, "model.objective", "got 'grpo'"),
+    "nothing for a group of settings": ({"model.init_args.sampling": None}, "model.sampling", "temperature"),
+    "a value for an optional group": ({"model.init_args.schedule": 3}, "model.schedule", "warmup_steps"),
+    "a value for the trainer": ({"trainer": 3}, "trainer", "got 3"),
+    "a value for a class": ({"model.init_args.optimizer": 3}, "model.optimizer", "class_path"),
+    "settings without their class": ({"data": {"init_args": {"num_terms": 3}}}, "data", "class_path"),
+    "a misspelt key of the optimizer": ({"model.init_args.optimizer.init_args.lrr": 1}, "model.optimizer.lrr", "'lr'"),
+    "an optimizer's value of the wrong type": (
+        {"model.init_args.optimizer.init_args.lr": "fast"},
+        "model.optimizer.lr",
+        "a number, got 'fast'",
+    ),
+    "a hub id for a policy": ({"model.init_args.policy": "owner/model"}, "model.policy", "'owner/model'"),
+    "an unknown class of the optimizer": (
+        {"model.init_args.optimizer.class_path": "Adamm"},
+        "model.optimizer",
+        "Adamm",
+    ),
+    "a negative seed": ({"seed_everything": -1}, "seed_everything", "got -1"),
     "a missing model folder": (
         {"model.init_args.policy": {"class_path": "PretrainedPolicy", "init_args": {"path": "./absent"}}},
         "model.policy.path",
@@ -228,12 +255,33 @@ def test_a_reward_function_that_does_not_exist_is_named(config, capsys, no_model
     assert "own_rewards.absent" in mistake(capsys, config)
 
 
-def test_a_folder_without_a_tokenizer_is_named(config, capsys, no_step):
+def test_a_value_for_a_group_of_settings_is_refused_on_the_command_line_too(config, capsys, no_model):
+    message = mistake(capsys, config, "--model.sampling", "3")
+    assert "model.sampling must be a group of settings (temperature, " in message
+    assert "got '3'" in message
+
+
+def test_a_config_option_without_a_file_is_named(config, capsys, no_model):
+    assert "--config must be followed by a file" in mistake(capsys, config, "--config")
+
+
+def test_that_models_would_be_loaded_is_noticed(config, no_model):
+    with pytest.raises(LoadedError):
+        fit(config)
+
+
+@pytest.fixture
+def policy_without_tokenizer(config):
+    """A folder that was a policy."""
     source = CharacterPolicy(**POLICY["init_args"])
     Policy(source.load_model(seed=0), source.load_tokenizer()).save(Path("policy"))
     for file in Path("policy").glob("tokenizer*"):
         file.unlink()
-    put(config, "model.init_args.policy", {"class_path": "PretrainedPolicy", "init_args": {"path": "./policy"}})
+    return {"class_path": "PretrainedPolicy", "init_args": {"path": "./policy"}}
+
+
+def test_a_folder_without_a_tokenizer_is_named(policy_without_tokenizer, config, capsys, no_model):
+    put(config, "model.init_args.policy", policy_without_tokenizer)
     message = mistake(capsys, config)
     assert "model.policy.path" in message
     assert "tokenizer" in message
@@ -287,6 +335,21 @@ class TestDataFiles:
         assert "data.max_prompt_tokens" in message
         assert "1 of 21" in message
         assert "data.on_long_prompt" in message
+        assert "train.jsonl:21" in message
+
+    def test_prompts_longer_than_the_limit_are_dropped_where_that_is_wanted(self, config, caplog):
+        self.write([*ROWS, {"question": "1+1+1+1+1+1=", "answer": "6"}])
+        put(config, "data.init_args.on_long_prompt", "drop")
+        with pytest.raises(LoadedError), caplog.at_level("INFO"):
+            fit(config)
+        assert "data.max_prompt_tokens: 1 of 21 prompts of the train split are longer than 8 tokens" in caplog.text
+
+    @pytest.mark.parametrize("command", ["validate", "test", "predict"])
+    def test_no_held_out_prompts_to_evaluate_on(self, config, capsys, command):
+        put(config, "trainer.limit_val_batches", 1)
+        Path("run.yaml").write_text(yaml.safe_dump(config))
+        message = mistake_of(capsys, command, "--config", "run.yaml")
+        assert "data: there are no held-out prompts to evaluate on" in message
 
 
 class TestCheckpoints:
@@ -329,16 +392,35 @@ class TestCheckpoints:
         assert "model.group_size" in message
 
     @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-    def test_settings_of_the_command_line_win_and_the_difference_is_said(self, config, capsys, checkpoint, caplog):
-        learning_rates = []
+    @pytest.mark.parametrize(
+        ("arguments", "setting", "value", "said"),
+        [
+            (["--model.optimizer.lr=0.25"], "lr", 0.25, "lr: 0.25 (the checkpoint had 0.001)"),
+            (
+                ["--model.optimizer.weight_decay=0.5"],
+                "weight_decay",
+                0.5,
+                "weight_decay: 0.5 (the checkpoint had 0.01)",
+            ),
+            # One of two steps has been made: half of the learning rate is left.
+            (
+                ["--model.schedule=Schedule", "--model.schedule.decay=linear"],
+                "lr",
+                5e-4,
+                "lr by the schedule: 0.0005 (the checkpoint had 0.001)",
+            ),
+        ],
+    )
+    def test_settings_of_the_command_line_win_and_the_difference_is_said(
+        self, config, checkpoint, caplog, monkeypatch, arguments, setting, value, said
+    ):
+        values = []
 
         def step(self, closure=None):
-            learning_rates.append(self.param_groups[0]["lr"])
+            values.append(self.param_groups[0][setting])
             return closure() if closure else None
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.optim.AdamW, "step", step)
-            fit(config, "--ckpt_path", checkpoint, "--model.optimizer.lr", "0.25")
-        assert learning_rates == [0.25]
-        said = caplog.text + capsys.readouterr().out + capsys.readouterr().err
-        assert "0.25" in said
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        fit(config, "--ckpt_path", checkpoint, *arguments)
+        assert values == [value]
+        assert said in caplog.text

@@ -19,10 +19,10 @@ def test_impossible_schedules_are_refused_by_key(wrong):
         Schedule(**wrong)
 
 
-def run(lr, betas, steps, state=None):
+def run(lr, betas, steps, state=None, num_steps=10):
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW([weight], lr=lr, betas=betas)
-    scheduler = Schedule(decay="linear", warmup_steps=2).scheduler(optimizer, 10)
+    scheduler = Schedule(decay="linear", warmup_steps=2).scheduler(optimizer, num_steps)
     configured = settings(optimizer)
     differences = []
     if state is not None:
@@ -53,3 +53,13 @@ def test_the_same_configuration_changes_nothing():
     optimizer, _, differences = run(1e-3, (0.9, 0.95), 0, (saved[0].state_dict(), saved[1].state_dict()))
     assert differences == []
     assert optimizer.param_groups[0]["lr"] == saved[0].param_groups[0]["lr"]
+
+
+def test_another_schedule_wins_over_the_checkpoint_and_is_said():
+    saved = run(1e-3, (0.9, 0.95), 4)
+    optimizer, _, differences = run(1e-3, (0.9, 0.95), 0, (saved[0].state_dict(), saved[1].state_dict()), num_steps=18)
+    # Warmed up after 2 steps, then down to 0: at step 4, 2 of 8 steps are gone before, and 2 of 16 now.
+    assert saved[0].param_groups[0]["lr"] == pytest.approx(0.75e-3)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.875e-3)
+    (difference,) = differences
+    assert difference.startswith("lr by the schedule: 0.000875")

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
@@ -77,11 +76,19 @@ class PromptDataModule(LightningDataModule, ABC):
         """Rows with a ``demonstration`` column: what to write after the prompt. For the cold start."""
         raise ConfigurationError(f"data: {type(self).__name__} has no demonstrations to learn from.")
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 - every stage needs the same
-        """Tokenise every split, and check that held-out prompts are not trained on."""
+    def setup(self, stage: str) -> None:
+        """Tokenise every split, and check that held-out prompts are not trained on, and are there to be evaluated on.
+
+        Raises:
+            ConfigurationError: As `encode`; or there is nothing to `validate`, `test` or `predict` on.
+        """
         tokenizer = self._lightning_module().tokenizer
         if self._tokenizer is not tokenizer:
             self.encode(tokenizer)
+        if stage != "fit" and not self.validation_prompts and (stage == "validate" or not self.test_prompts):
+            raise ConfigurationError(
+                "data: there are no held-out prompts to evaluate on: the validation split is empty."
+            )
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Tokenise every split with the policy's tokenizer. `setup` does it; without a Trainer, call it yourself.
@@ -160,10 +167,6 @@ class PromptDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> EvaluationLoader | list[Any]:
         prompts = self._encoded(split)
-        if not prompts and self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            raise ConfigurationError(
-                "data: there are no held-out prompts to evaluate on: the validation split is empty."
-            )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return EvaluationLoader(prompts, self.evaluation_batch_size, rank, world_size) if prompts else []
 
