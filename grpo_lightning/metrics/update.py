@@ -23,7 +23,7 @@ class UpdateStatistics:
     def add(self, statistics: Mapping[str, Statistic]) -> None:
         """Add those of some completions of the minibatch. Nothing waits for the device here."""
         for name, statistic in statistics.items():
-            so_far = self._so_far.get(name, Statistic(statistic.sum * 0, statistic.count * 0))
+            so_far = self._so_far.get(name, NOTHING)
             self._so_far[name] = Statistic(so_far.sum + statistic.sum, so_far.count + statistic.count)
 
     def take(self, sum_over_ranks: SumOverRanks) -> dict[str, float]:

@@ -32,6 +32,13 @@ def test_what_has_no_tokens_is_not_logged():
     assert statistics.take(list) == {"policy/ratio": 1.0}
 
 
+def test_an_infinite_statistic_stays_infinite():
+    statistics = UpdateStatistics()
+    statistics.add({"policy/ratio": statistic(float("inf"), 1.0)})
+    statistics.add({"policy/ratio": statistic(1.0, 1.0)})
+    assert statistics.take(list) == {"policy/ratio": float("inf")}
+
+
 def test_a_rank_without_samples_adds_as_many_values_as_the_others():
     values = {}
 
