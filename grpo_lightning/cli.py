@@ -47,6 +47,8 @@ def main(args: list[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())  # a user's own modules lie in the current folder
     # Lightning 2.6 on torch 2.13; nothing that a user could change.
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+    # The cold start is judged by the run that it is for.
+    warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no", category=UserWarning)
     # Data without held-out prompts are trained on without validation; a command that needs some refuses them itself.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     with _mistakes_without_traceback():
@@ -107,7 +109,8 @@ class _CommandLine(LightningCLI):
         _require_checkpoint(settings.get("ckpt_path"))
         policy = settings.get("model.init_args.policy")
         if self.subcommand == "fit" and isinstance(policy, Namespace):
-            make_missing_policy(policy, seed=int(settings["seed_everything"]))
+            is_resumed = settings.get("ckpt_path") is not None
+            make_missing_policy(policy, seed=int(settings["seed_everything"]), is_resumed=is_resumed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:

@@ -283,7 +283,7 @@ class TestMissingPolicy:
 
         def run(command, check):
             commands.append(command[1:])
-            Path("policy").mkdir()
+            Path("policy").mkdir(exist_ok=True)
             Path("policy/config.json").write_text("{}")
             return subprocess.CompletedProcess(command, 0)
 
@@ -296,6 +296,28 @@ class TestMissingPolicy:
         expected = ["fit", "--config", "cold_start.yaml", "--seed_everything", "3"]
         assert commands == [["-m", "grpo_lightning", *expected]]
         assert "cold_start.yaml" in capsys.readouterr().out
+
+    def test_another_seed_or_another_text_of_the_config_makes_it_again(self, policy, commands, capsys):
+        cold_start.make_missing_policy(policy, seed=3)
+        cold_start.make_missing_policy(policy, seed=4)
+        assert "was made by other settings" in capsys.readouterr().out
+        Path("cold_start.yaml").write_text("trainer: {}")
+        cold_start.make_missing_policy(policy, seed=4)
+        cold_start.make_missing_policy(policy, seed=4)
+        assert [command[-1] for command in commands] == ["3", "4", "4"]
+
+    def test_a_resumed_run_keeps_the_folder_that_it_began_with(self, policy, commands):
+        cold_start.make_missing_policy(policy, seed=3)
+        cold_start.make_missing_policy(policy, seed=4, is_resumed=True)
+        assert len(commands) == 1
+
+    def test_a_folder_of_its_users_own_stays(self, policy, commands):
+        Path("policy").mkdir()
+        Path("policy/config.json").write_text("{}")
+        cold_start.make_missing_policy(policy, seed=0)
+        Path("cold_start.yaml").unlink()
+        cold_start.make_missing_policy(policy, seed=0)
+        assert commands == []
 
     def test_without_made_by_nothing_is_run(self, policy, commands):
         policy.init_args.made_by = None

@@ -35,7 +35,7 @@ def printed(capsys, *configs):
 def built(monkeypatch, tmp_path):
     """Build everything that a config names, and stop before it is run; from another folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("grpo_lightning.cli.make_missing_policy", lambda policy, seed: None)
+    monkeypatch.setattr("grpo_lightning.cli.make_missing_policy", lambda policy, *, seed, is_resumed: None)
     parts = {}
 
     def note(cli, subcommand):

@@ -17,6 +17,7 @@ from grpo_lightning.data.problems import (
     chain,
     integer,
     modular,
+    rounded,
     write_working,
 )
 from grpo_lightning.functional.random import uniforms
@@ -59,6 +60,7 @@ class Arithmetic(PromptDataModule):
         working: How demonstrations are written: ``steps`` as above; ``chained`` (not for brackets) does not repeat the
             running value, ``7+5=2-8=4#4``; ``totals`` has the results alone, ``2,4#4``.
         terse_share: Share of the demonstrations that have the answer alone, ``#4``, in [0, 1].
+        terse_rounding: The answers that stand alone are estimates: rounded to a multiple of this, >= 1; 1 for exact.
         num_train: Training problems.
         num_validation: Held-out problems for `validate`.
         num_test: Held-out problems for `test`.
@@ -83,6 +85,7 @@ class Arithmetic(PromptDataModule):
         operators: str | None = None,
         working: Working = "steps",
         terse_share: float = 0.0,
+        terse_rounding: int = 1,
         num_train: int = 20_000,
         num_validation: int = 512,
         num_test: int = 2_048,
@@ -98,7 +101,7 @@ class Arithmetic(PromptDataModule):
         self.modulus = _of_kind("modular", kind, "modulus", modulus, 10)
         self.max_value = _of_kind("bounded", kind, "max_value", max_value, 99)
         self.operators = OPERATORS[kind] if operators is None else operators
-        self.working, self.terse_share = working, terse_share
+        self.working, self.terse_share, self.terse_rounding = working, terse_share, terse_rounding
         self.sizes: dict[Split, int] = {"train": num_train, "validation": num_validation, "test": num_test}
         self.num_demonstrations = num_demonstrations
         self._problems: dict[Split, list[Problem]] = {}
@@ -110,7 +113,7 @@ class Arithmetic(PromptDataModule):
         return [_row(problem) for problem in self._drawn(split)[: self.sizes[split]]]
 
     def demonstration_rows(self) -> Sequence[Row]:
-        """Training problems with their working, or with the answer alone."""
+        """Training problems with their working, or with an estimate of the answer alone."""
         problems = self._drawn("train")[: self.num_demonstrations]
         numbers = torch.arange(len(problems))
         zeros = torch.zeros_like(numbers)
@@ -119,8 +122,11 @@ class Arithmetic(PromptDataModule):
         )
         rows = []
         for problem, chance in zip(problems, chances.tolist(), strict=True):
-            working = "" if chance < self.terse_share else write_working(problem, self.working)
-            rows.append({**_row(problem), "demonstration": f"{working}#{problem.answer}"})
+            if chance < self.terse_share:
+                demonstration = f"#{rounded(int(problem.answer), self.terse_rounding)}"
+            else:
+                demonstration = f"{write_working(problem, self.working)}#{problem.answer}"
+            rows.append({**_row(problem), "demonstration": demonstration})
         return rows
 
     def _drawn(self, split: Split) -> list[Problem]:
@@ -189,6 +195,7 @@ class Arithmetic(PromptDataModule):
         require(
             self.working in get_args(Working), "working", f"one of {', '.join(get_args(Working))}", repr(self.working)
         )
+        require(self.terse_rounding >= 1, "terse_rounding", ">= 1", self.terse_rounding)
         is_chain = self.working != "chained" or self.kind != "brackets"
         require(is_chain, "working", "'steps' or 'totals' with kind brackets", repr(self.working))
         if self.kind == "bounded":

@@ -110,6 +110,16 @@ def bracketed(terms: Sequence[int], operators: Sequence[str], cuts: Sequence[flo
     return Problem(text[1:-1], tuple(steps))
 
 
+def rounded(value: int, unit: int) -> int:
+    """The multiple of `unit` next to an integer; of two equally near ones the greater.
+
+    Example:
+        >>> [rounded(value, 3) for value in (-2, 0, 1, 2, 4, 5)]
+        [-3, 0, 0, 3, 3, 6]
+    """
+    return (2 * value + unit) // (2 * unit) * unit
+
+
 def write_working(problem: Problem, style: Working) -> str:
     """The steps on the way to the answer.
 

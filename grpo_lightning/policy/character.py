@@ -21,9 +21,12 @@ class CharacterPolicy(PolicySource):
         hidden_size: Width of the residual stream.
         num_layers: Number of decoder layers.
         num_heads: Attention heads; `hidden_size` must be divisible by it.
-        intermediate_size: Width of the gated feed-forward layer; None means 8/3 of `hidden_size`.
+        intermediate_size: Width of the gated feed-forward layer; None means 8/3 of `hidden_size`, rounded up to a
+            multiple of 64, which matrix products like.
         max_positions: Longest sequence, prompt and completion.
         tie_embeddings: Whether the head shares the embedding's weights.
+        init_std: Standard deviation of the random weights, > 0. The usual 0.02 is meant for models some thousand wide;
+            a model of this size then sits still for its first hundreds of steps.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class CharacterPolicy(PolicySource):
         intermediate_size: int | None = None,
         max_positions: int = 512,
         tie_embeddings: bool = False,
+        init_std: float = 0.04,
     ) -> None:
         if len(set(characters)) != len(characters):
             twice = next(c for c in characters if characters.count(c) > 1)
@@ -44,15 +48,18 @@ class CharacterPolicy(PolicySource):
                 f"model.policy.hidden_size must be an even multiple of model.policy.num_heads ({num_heads}), "
                 f"got {hidden_size}."
             )
+        if not init_std > 0:
+            raise ConfigurationError(f"model.policy.init_std must be > 0, got {init_std}.")
         self.characters = characters
         self.config: dict[str, Any] = {
             "hidden_size": hidden_size,
-            "intermediate_size": intermediate_size or 8 * hidden_size // 3,
+            "intermediate_size": intermediate_size or -(-8 * hidden_size // (3 * 64)) * 64,
             "num_hidden_layers": num_layers,
             "num_attention_heads": num_heads,
             "num_key_value_heads": num_heads,
             "max_position_embeddings": max_positions,
             "tie_word_embeddings": tie_embeddings,
+            "initializer_range": init_std,
         }
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:

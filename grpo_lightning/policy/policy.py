@@ -1,10 +1,13 @@
 """The policy: a causal language model, its tokenizer, and the log-probabilities of given completions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from grpo_lightning.functional.logprobs import logprobs_and_entropy
 from grpo_lightning.types import ForwardBatch, TokenScores
@@ -56,8 +59,21 @@ class Policy(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a folder that transformers alone loads: weights, config, tokenizer, generation config."""
-        self.model.save_pretrained(folder)
+        with _without_progress_bar():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """A run saves often, and has a display of its own."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 @torch.no_grad()

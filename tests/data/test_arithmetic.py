@@ -136,6 +136,20 @@ def test_some_demonstrations_are_terse():
     assert all(row == other for row, other in zip(rows, worked, strict=True) if row not in terse)
 
 
+def test_terse_demonstrations_are_estimates_and_worked_ones_exact():
+    level = {**SIZES, "kind": "integer", "operators": "+"}
+    exact = Arithmetic(**level, terse_share=0.5).demonstration_rows()
+    rough = Arithmetic(**level, terse_share=0.5, terse_rounding=10).demonstration_rows()
+    for before, row in zip(exact, rough, strict=True):
+        assert (row["prompt"], row["answer"]) == (before["prompt"], before["answer"])
+        if before["demonstration"] == f"#{row['answer']}":
+            estimate = int(row["demonstration"].removeprefix("#"))
+            assert estimate % 10 == 0
+            assert abs(estimate - int(row["answer"])) <= 5
+        else:
+            assert row["demonstration"] == before["demonstration"]
+
+
 @pytest.mark.parametrize(("share", "number"), [(0.0, 0), (1.0, 500)])
 def test_none_or_all_of_them_are_terse(share, number):
     rows = Arithmetic(**SIZES, terse_share=share).demonstration_rows()
@@ -197,6 +211,7 @@ def test_twenty_thousand_rows_take_a_second(kind):
             "data.working must be 'steps' or 'totals' with kind brackets, got 'chained'.",
         ),
         ({"working": "prose"}, "data.working must be one of steps, chained, totals, got 'prose'."),
+        ({"terse_rounding": 0}, "data.terse_rounding must be >= 1, got 0."),
         ({"terse_share": 1.5}, "data.terse_share must be in [0, 1], got 1.5."),
         ({"num_train": -1}, "data.num_train must be >= 0, got -1."),
         ({"num_demonstrations": -1}, "data.num_demonstrations must be >= 0, got -1."),

@@ -1,6 +1,6 @@
 import pytest
 
-from grpo_lightning.data.problems import Step, bounded, bracketed, chain, integer, modular, write_working
+from grpo_lightning.data.problems import Step, bounded, bracketed, chain, integer, modular, rounded, write_working
 
 
 def steps(problem):
@@ -62,3 +62,11 @@ def test_working_is_written_in_three_styles(style, written):
 
 def test_a_negative_number_on_the_right_stands_in_brackets():
     assert str(Step(3, "-", -2, 5)) == "3-(-2)=5"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [(7, 1, 7), (0, 3, 0), (1, 3, 0), (2, 3, 3), (7, 3, 6), (-2, 3, -3), (-4, 3, -3), (5, 2, 6), (-5, 2, -4)],
+)
+def test_rounding_takes_the_nearest_multiple_and_the_greater_of_two(value, unit, expected):
+    assert rounded(value, unit) == expected
