@@ -173,7 +173,7 @@ KNOWN_BEFORE_THE_MODEL = {
         "model.optimizer.lr",
         "a number, got 'fast'",
     ),
-    "a hub id for a policy": ({"model.init_args.policy": "owner/model"}, "model.policy", "'owner/model'"),
+    "a hub id for a policy": ({"model.init_args.policy": "owner/model"}, "model.policy", "no class is called"),
     "an unknown class of the optimizer": (
         {"model.init_args.optimizer.class_path": "Adamm"},
         "model.optimizer",

@@ -213,12 +213,13 @@ class TestUnderATrainer:
     @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
     def test_an_evaluation_without_held_out_prompts_is_refused(self, tokenizer, stage):
         with pytest.raises(ConfigurationError, match="data: there are no held-out prompts to evaluate on"):
-            run(stage, Lists("ab"), tokenizer)
+            run(stage, Lists("ab", test="d" if stage == "validate" else ""), tokenizer)
 
     @pytest.mark.parametrize("stage", ["test", "predict"])
     def test_a_stage_takes_the_test_prompts_or_else_the_validation_prompts(self, tokenizer, stage):
         assert run(stage, Lists("ab", "c", "d"), tokenizer) == [(stage, ["d"])]
         assert run(stage, Lists("ab", "c"), tokenizer) == [(stage, ["c"])]
+        assert run(stage, Lists("ab", "", "d"), tokenizer) == [(stage, ["d"])]
 
     def test_another_tokenizer_encodes_anew(self, tokenizer):
         data, other = Lists("ab", "c"), CharacterPolicy("cba").load_tokenizer()
