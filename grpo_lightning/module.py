@@ -28,13 +28,11 @@ from grpo_lightning.preconditions import check_alignment, check_microbatch_limit
 from grpo_lightning.ranks import sum_over_ranks
 from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
-from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
+from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_each, draw_groups
 from grpo_lightning.ticks import Tick, TickLoader
 from grpo_lightning.types import (
-    Completion,
     Coordinates,
     EvaluationPrompt,
-    GenerationRequest,
     MinibatchCounts,
     Prompt,
     Rewards,
@@ -255,11 +253,10 @@ class GRPOModule(LightningModule):
         """As `validation_step`, with random numbers of its own."""
         self._judge(batch, Stream.TEST)
 
-    def predict_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> list[Completion]:  # noqa: ARG002
-        """The completions of some prompts, drawn as `model.sampling` says."""
-        requests = [GenerationRequest(slot=s, token_ids=p.token_ids, num_completions=1) for s, p in batch]
+    def predict_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The completions of some prompts, drawn as `model.sampling` says; see `draw_each`."""
         coordinates = Coordinates(seed=self.seed, stream=Stream.PREDICT, iteration=0)
-        return self.engine.generate(requests, self.sampling, coordinates)
+        return draw_each(self.engine, batch, self.sampling, coordinates)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""

@@ -1,9 +1,10 @@
-"""A rollout: a group of completions of each prompt."""
+"""What an engine is asked for: a group of completions of each prompt, or one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from grpo_lightning.rollout.engine import RolloutEngine
-from grpo_lightning.types import Coordinates, GenerationRequest, Prompt, Rollout, SamplingParams
+from grpo_lightning.types import Coordinates, EvaluationPrompt, GenerationRequest, Prompt, Rollout, SamplingParams
 
 
 def draw_groups(
@@ -33,3 +34,25 @@ def draw_groups(
         prompts=tuple(prompts[s] for s in slots),
         completions=tuple(completions),
     )
+
+
+def draw_each(
+    engine: RolloutEngine, prompts: Sequence[EvaluationPrompt], sampling: SamplingParams, coordinates: Coordinates
+) -> list[dict[str, Any]]:
+    """Draw one completion of each prompt, and describe it in plain containers, which Lightning moves and JSON knows.
+
+    Returns:
+        Of each prompt its number ``slot``, the ``prompt``, the ``completion``, its ``finish_reason`` (``eos``,
+        ``stop``, ``length``) and the row's other ``columns``.
+    """
+    requests = [GenerationRequest(slot=s, token_ids=p.token_ids, num_completions=1) for s, p in prompts]
+    return [
+        {
+            "slot": slot,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "finish_reason": completion.finish_reason.value,
+            "columns": dict(prompt.columns),
+        }
+        for (slot, prompt), completion in zip(prompts, engine.generate(requests, sampling, coordinates), strict=True)
+    ]
