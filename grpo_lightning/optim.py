@@ -41,7 +41,16 @@ class Schedule:
         return self.final_fraction + (1 - self.final_fraction) * remaining
 
     def scheduler(self, optimizer: Optimizer, num_steps: float) -> LambdaLR:
-        """The schedule as a scheduler of torch."""
+        """The schedule as a scheduler of torch.
+
+        Raises:
+            ConfigurationError: The shape ends at the run's last step, and the run has none.
+        """
+        if self.decay != "constant" and math.isinf(num_steps):
+            raise ConfigurationError(
+                f"model.schedule.decay: {self.decay} ends at the last step of the run, so it needs trainer.max_steps "
+                "or trainer.max_epochs, got neither."
+            )
         return LambdaLR(optimizer, lambda step: self.factor(step, num_steps))
 
 

@@ -19,6 +19,13 @@ def test_impossible_schedules_are_refused_by_key(wrong):
         Schedule(**wrong)
 
 
+def test_a_shape_that_ends_with_the_run_needs_an_end():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(ConfigurationError, match=r"model\.schedule\.decay: cosine .* needs trainer\.max_steps"):
+        Schedule(decay="cosine").scheduler(optimizer, float("inf"))
+    Schedule(decay="constant").scheduler(optimizer, float("inf"))
+
+
 def run(lr, betas, steps, state=None, num_steps=10):
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.AdamW([weight], lr=lr, betas=betas)

@@ -20,10 +20,10 @@ def example(tmp_path, monkeypatch):
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "GRPOModule" in block)
     quiet = "logger=False, enable_progress_bar=False, enable_checkpointing=False, limit_val_batches=0"
     for setting, tiny in {
-        "max_new_tokens=64": "max_new_tokens=4",
+        "max_new_tokens=48": "max_new_tokens=4",
         "32, group_size=8": "2, group_size=2",
         "max_steps=100": f"max_steps=1, accelerator='cpu', log_every_n_steps=1, {quiet}",
-        "Arithmetic()": "Arithmetic(num_terms=3, num_train=8, num_validation=4, num_test=4, num_demonstrations=8)",
+        "max_value=9)": "max_value=9, num_train=8, num_validation=4, num_test=4, num_demonstrations=8)",
     }.items():
         assert setting in code
         code = code.replace(setting, tiny)
