@@ -240,6 +240,12 @@ class EvaluationMetrics(Metric):
         values = dict(zip(self.names, self.totals_2M[0] / self.totals_2M[1], strict=True))
         return {**values, "num_prompts": self.totals_2M[0, self.names.index("num_prompts")]}
 
+    def take(self) -> dict[str, Tensor]:
+        """What `compute` says; then begin the next evaluation."""
+        values: dict[str, Tensor] = self.compute()
+        self.reset()
+        return values
+
     def _update_samples(self, samples: Scored, rewards: Sequence[RewardCallback]) -> None:
         shape_PS = (-1, self.evaluation.num_samples)
         verdict = self.evaluation.judge(samples.rewards)

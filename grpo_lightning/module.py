@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.batching import Experience, Forward, IterationShape, cut_into_minibatches, global_counts
+from grpo_lightning.batching.comparison import scored_groups
 from grpo_lightning.checkpointing import PolicyExport, write_whole
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
@@ -24,8 +25,9 @@ from grpo_lightning.objective import Objective
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
 from grpo_lightning.policy import Policy, PolicySource, frozen_copy
-from grpo_lightning.preconditions import check_alignment, check_microbatch_limit, check_sampling, check_trainer
-from grpo_lightning.ranks import sum_over_ranks
+from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
+from grpo_lightning.preparation import Preparation
+from grpo_lightning.ranks import gather_over_ranks, sum_over_ranks
 from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_each, draw_groups
@@ -73,7 +75,7 @@ class GRPOModule(LightningModule):
     iteration: int = 0
     """The iteration under way; between two iterations, the next one."""
     rollout: Rollout | None = None
-    """This rank's completions drawn last; `rewards` and `advantages_B` are theirs."""
+    """This rank's completions drawn last; `rewards` and `advantages_B` (the mean over their tokens) are theirs."""
     rewards: Rewards | None = None
     advantages_B: Tensor | None = None
     experience: Experience | None = None
@@ -104,6 +106,7 @@ class GRPOModule(LightningModule):
         self.strict_loading = False  # the reference is not in the checkpoint; `check_weights` compares the rest
         self.source = policy
         self.objective = objective
+        self.coefficients = self.configured_coefficients = objective.coefficients
         self.sampling = sampling
         self.make_optimizer = optimizer
         self.shape = IterationShape(
@@ -120,8 +123,7 @@ class GRPOModule(LightningModule):
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_failure_rate = max_failure_rate
         self.seed = seed
-        check_sampling(sampling)
-        check_microbatch_limit(max_tokens_per_microbatch)
+        check_configuration(objective, sampling, self.shape, max_tokens_per_microbatch=max_tokens_per_microbatch)
 
         self.policy: Policy | None = None
         self.reference: Policy | None = None
@@ -164,15 +166,12 @@ class GRPOModule(LightningModule):
             return rewards
 
     def prepare(self, rollout: Rollout, rewards: Rewards) -> Experience:
-        """Advantages, masks, global counts, and the log-probabilities that the updates are measured against."""
+        """Samples, global counts, the log-probabilities that the updates are measured against, and advantages."""
         with self.phase("prepare"):
-            shape_PG = (len(rollout.prompts), self.shape.group_size)
-            rewards_PG, valid_PG = rewards.totals_B.view(shape_PG), rewards.valid_B.view(shape_PG)
-            learned_PG = valid_PG & self.groups.keep(rewards_PG, valid_PG)[:, None]
-            self.advantages_B = self.objective.advantage(rewards_PG, valid_PG).flatten()
             self.rollout, self.rewards = rollout, rewards
-
-            minibatches = cut_into_minibatches(rollout, self.advantages_B, learned_PG.flatten(), self.shape)
+            groups = scored_groups(rollout, rewards).kept_by(self.groups.keep)
+            learned_B = groups.valid_PG.flatten() & self.objective.keeps(rollout.is_truncated_B)
+            minibatches = cut_into_minibatches(rollout, learned_B, self.shape)
             experience = Experience.build(
                 iteration=self.iteration,
                 minibatches=minibatches,
@@ -181,13 +180,7 @@ class GRPOModule(LightningModule):
                 accumulate_grad_batches=self.trainer.accumulate_grad_batches,
             )
             self.tokens_generated += int(experience.metrics["completion/tokens"])
-            if self.num_updates > 1:
-                assert self.policy is not None
-                old = self._forward.logprobs(self.policy, experience)
-                experience = experience.with_logprobs("old_logprobs", old)
-            if self.reference is not None:
-                reference = self._forward.logprobs(self.reference, experience)
-                experience = experience.with_logprobs("reference_logprobs", reference)
+            experience, self.advantages_B = self._preparation.fill_in(experience, groups, rollout, rewards)
             return experience
 
     def loss(self, tick: Tick) -> Tensor:
@@ -195,11 +188,12 @@ class GRPOModule(LightningModule):
         assert self.policy is not None
         assert self.experience is not None, "a resumed run has its experience, a new one has just drawn it"
         assert self.experience.iteration == self.iteration, "the loader and the experience disagree"
-        minibatch = tick.update % self.shape.num_minibatches
-        counts = self.experience.counts[minibatch]
-        samples = self.experience.microbatch(minibatch, tick.microbatch)
+        counts = self.experience.counts_of(tick.update)
+        samples = self.experience.microbatch(tick.update, tick.microbatch)
+        score = partial(self.policy, entropy_gradient=self.objective.needs_entropy_gradient)
+        objective_loss = partial(self.objective.loss, counts=counts, coefficients=self.coefficients)
         loss = torch.zeros((), device=self.device)
-        for output in self._forward.losses(self.policy, samples, partial(self.objective.loss, counts=counts)):
+        for output in self._forward.losses(score, samples, objective_loss):
             self._statistics.add(output.statistics)
             loss = loss + output.loss
         if tick.ends_update:
@@ -210,7 +204,7 @@ class GRPOModule(LightningModule):
         """Step, unless every group was dropped: an optimizer must not move on momentum alone."""
         loss = optimizer_closure()
         assert self.experience is not None
-        self._has_stepped = self.experience.counts[self._tick.update % self.shape.num_minibatches].tokens > 0
+        self._has_stepped = self.experience.counts_of(self._tick.update).tokens > 0
         if self._has_stepped:
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
         if self._tick.ends_iteration:
@@ -235,13 +229,27 @@ class GRPOModule(LightningModule):
             temperature=self.sampling.temperature, max_tokens=self.max_tokens_per_microbatch, device=self.device
         )
 
+    @property
+    def _preparation(self) -> Preparation:
+        assert self.policy is not None
+        return Preparation(
+            objective=self.objective,
+            policy=self.policy,
+            reference=self.reference,
+            forward=self._forward,
+            num_updates=self.num_updates,
+            coefficients=self.coefficients,
+            gather=partial(gather_over_ranks, num_ranks=self.trainer.world_size, device=self.device),
+        )
+
     def _log_update(self, metrics: dict[str, float], counts: MinibatchCounts) -> None:
         """Log the update's statistics beside the iteration's metrics."""
         means = self._statistics.take(self._sum_over_ranks)
         self.tokens_trained += counts.tokens
         if not counts.tokens:
             rank_zero_info(f"Iteration {self.iteration}: no group has anything to learn from; the update is skipped.")
-        self.log_dict({**metrics, **means, "iteration": float(self.iteration)}, batch_size=1)
+        strengths = self.objective.describe(self.coefficients)
+        self.log_dict({**metrics, **means, **strengths, "iteration": float(self.iteration)}, batch_size=1)
 
     # Evaluation
 
@@ -270,9 +278,7 @@ class GRPOModule(LightningModule):
         """Evaluate outside the Trainer's loops, and log nothing."""
         for batch in dataloader:
             self._judge(batch, stream)
-        result = {name: float(value) for name, value in self.held_out.compute().items()}
-        self.held_out.reset()
-        return result
+        return {name: float(value) for name, value in self.held_out.take().items()}
 
     def _judge(self, batch: list[EvaluationPrompt], stream: Stream) -> None:
         with self.phase("evaluate"):
@@ -286,8 +292,7 @@ class GRPOModule(LightningModule):
             )
 
     def _log_held_out(self, stage: str) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in self.held_out.compute().items()}, batch_size=1)
-        self.held_out.reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in self.held_out.take().items()}, batch_size=1)
 
     # What Lightning asks for
 
@@ -389,8 +394,5 @@ class GRPOModule(LightningModule):
         return sum_over_ranks(values, num_ranks=self.trainer.world_size, device=self.device)
 
     def _resume_settings(self) -> dict[str, int]:
-        return {
-            **self.shape.settings,
-            "model.seed": self.seed,
-            "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-        }
+        accumulate = self.trainer.accumulate_grad_batches
+        return {**self.shape.settings, "model.seed": self.seed, "trainer.accumulate_grad_batches": accumulate}

@@ -6,8 +6,22 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from grpo_lightning.batching import IterationShape
+from grpo_lightning.objective import Objective, PassAtK
 from grpo_lightning.ticks import TickLoader
 from grpo_lightning.types import ConfigurationError, SamplingParams
+
+
+def check_configuration(
+    objective: Objective, sampling: SamplingParams, shape: IterationShape, max_tokens_per_microbatch: int | None
+) -> None:
+    """What can be said of the model's settings before there is a Trainer.
+
+    Raises:
+        ConfigurationError: See `check_sampling`, `check_objective` and `check_microbatch_limit`.
+    """
+    check_sampling(sampling)
+    check_objective(objective, shape)
+    check_microbatch_limit(max_tokens_per_microbatch)
 
 
 def check_sampling(sampling: SamplingParams) -> None:
@@ -36,6 +50,19 @@ def check_microbatch_limit(max_tokens_per_microbatch: int | None) -> None:
     if max_tokens_per_microbatch is not None and max_tokens_per_microbatch < 1:
         raise ConfigurationError(
             f"model.max_tokens_per_microbatch must be >= 1 or null, got {max_tokens_per_microbatch}."
+        )
+
+
+def check_objective(objective: Objective, shape: IterationShape) -> None:
+    """A group has as many completions as the objective compares at once.
+
+    Raises:
+        ConfigurationError: It has fewer, and every advantage would be 0.
+    """
+    if isinstance(objective.advantage, PassAtK) and objective.advantage.k > shape.group_size:
+        raise ConfigurationError(
+            f"model.objective.advantage.k must be at most model.group_size = {shape.group_size}, "
+            f"got {objective.advantage.k}."
         )
 
 

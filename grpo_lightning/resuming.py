@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from grpo_lightning.batching.experience import Experience, merged_state
-from grpo_lightning.types import ConfigurationError
+from grpo_lightning.types import Coefficients, ConfigurationError
 
 KEY = "grpo_lightning"
 
@@ -32,6 +32,10 @@ class Run(Protocol):
     tokens_trained: int
     seconds_by_phase: dict[str, float]
     experience: Experience | None
+    coefficients: Coefficients
+    """Of the regularisers, at the moment."""
+    configured_coefficients: Coefficients
+    """Those that the settings say to begin with."""
 
     @property
     def prompts(self) -> Stateful:
@@ -48,6 +52,8 @@ class Boundary:
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     stream: dict[str, Any] | None = None
     experience: Experience | None = None
+    coefficients: Coefficients | None = None
+    """None where no callback has moved them: then the settings hold, also other ones on resuming."""
     loops: dict[str, Any] = field(default_factory=dict)
     is_current: bool = True
     """False inside a window."""
@@ -59,6 +65,7 @@ class Boundary:
         self.seconds_by_phase = dict(run.seconds_by_phase)
         self.stream = run.prompts.state_dict()
         self.experience = run.experience
+        self.coefficients = run.coefficients if run.coefficients != run.configured_coefficients else None
         self.is_current = True
 
     def write(self, checkpoint: dict[str, Any], settings: dict[str, int]) -> None:
@@ -72,6 +79,7 @@ class Boundary:
             "seconds_by_phase": dict(self.seconds_by_phase),
             "stream": self.stream,
             "experience": _gathered(self.experience),
+            "coefficients": self.coefficients and tuple(self.coefficients),
             "settings": settings,
         }
 
@@ -105,6 +113,8 @@ def take_up(run: Run, state: dict[str, Any], settings: dict[str, int], *, rank: 
     run.iteration = state["iteration"]
     run.tokens_generated, run.tokens_trained = state["tokens_generated"], state["tokens_trained"]
     run.seconds_by_phase = dict(state["seconds_by_phase"])
+    if state["coefficients"] is not None:
+        run.coefficients = Coefficients(*state["coefficients"])
     if state["experience"] is not None:
         run.experience = Experience.from_state_dict(
             state["experience"],

@@ -18,10 +18,11 @@ Three log-probabilities of a sampled token are told apart everywhere and never s
 """
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 Message = Mapping[str, str]
@@ -205,6 +206,11 @@ class Rollout:
         """The prompt of each completion, in the completions' order."""
         return tuple(prompt for prompt in self.prompts for _ in range(self.group_size))
 
+    @property
+    def is_truncated_B(self) -> Tensor:
+        """bool, the completions that the length limit cut off."""
+        return torch.tensor([completion.is_truncated for completion in self.completions])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
@@ -299,10 +305,68 @@ class LossBatch(NamedTuple):
     """Some completions of a minibatch, as the objective sees them; 0 where a completion has no token."""
 
     advantages_BT: Tensor
-    """Shape [B, 1] under outcome supervision."""
+    """Shape [B, 1] where the tokens of a completion have one advantage."""
     mask_BT: Tensor
     """bool, the loss tokens."""
-    old_logprobs_BT: Tensor | None
+    group_tokens_B: Tensor
+    """int64, the loss tokens of the group that each completion belongs to."""
+    old_logprobs_BT: Tensor | None = None
     """None on the only update of an iteration: then old and current are the same."""
-    reference_logprobs_BT: Tensor | None
+    reference_logprobs_BT: Tensor | None = None
     """None where nothing needs a reference."""
+    sampler_logprobs_BT: Tensor | None = None
+    """None where nothing needs them."""
+    policy_mask_BT: Tensor | None = None
+    """bool, the tokens that keep their policy gradient; None for all."""
+
+
+class Coefficients(NamedTuple):
+    """The strengths of the regularisers at this moment of the run. Callbacks may move them between updates."""
+
+    kl: float
+    entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredGroups:
+    """The scored groups of an iteration, of one rank or of all: what advantages are computed from.
+
+    Example, two prompts with two completions each and one reward, of which the last completion is not learned from::
+
+        slots_P=[0, 3], rewards_PG=[[1.0, 0.0], [0.0, nan]], valid_PG=[[True, True], [True, False]],
+        values_PGK=[[[1.0], [0.0]], [[0.0], [nan]]], weights_K=[1.0], lengths_PG=[[12, 7], [9, 30]]
+    """
+
+    slots_P: Tensor
+    """int64, rising: the prompt's number within the iteration, over all ranks."""
+    rewards_PG: Tensor
+    """float64, the weighted totals; where not valid it may be anything."""
+    valid_PG: Tensor
+    """bool: the completions that take part in the statistics."""
+    values_PGK: Tensor
+    """float64, what each reward said; NaN where it does not apply."""
+    weights_K: Tensor
+    """float64, of the rewards."""
+    lengths_PG: Tensor
+    """int64, the loss tokens."""
+
+    def kept_by(self, keep: Callable[[Tensor, Tensor], Tensor]) -> "ScoredGroups":
+        """The same, with the completions of the groups that `keep` leaves out not valid.
+
+        Args:
+            keep: From rewards_PG and valid_PG to a bool per group.
+        """
+        return replace(self, valid_PG=self.valid_PG & keep(self.rewards_PG, self.valid_PG)[:, None])
+
+
+class CompletionTokens(NamedTuple):
+    """The tokens of one rank's completions before the first update, for advantages that differ from token to token."""
+
+    mask_BT: Tensor
+    """bool, the loss tokens of valid completions."""
+    step_scores_BT: Tensor
+    """float64, the score of a step at its last token, 0 elsewhere."""
+    is_step_BT: Tensor
+    """bool, where a step ends."""
+    old_logprobs_BT: Tensor | None
+    reference_logprobs_BT: Tensor | None

@@ -18,7 +18,17 @@ from lightning.pytorch.callbacks import Callback
 from grpo_lightning import GRPOModule
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import uniforms
-from grpo_lightning.objective import Clipped, GroupNormalized, KLPenalty, Objective, SequenceMeanTokenMean, TokenMean
+from grpo_lightning.objective import (
+    K3,
+    Clipped,
+    GroupMean,
+    GroupStd,
+    KLInLoss,
+    Objective,
+    SequenceMeanTokenMean,
+    TokenMean,
+    TokenRatio,
+)
 from grpo_lightning.policy import CharacterPolicy
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
@@ -127,15 +137,18 @@ def make(
     max_tokens=None,
     fails_on_odd=False,
     aggregation="sequence",
+    objective=None,
     live=False,
     callbacks=(),
     lr=1e-2,
     **trainer_kwargs,
 ):
-    objective = Objective(
-        advantage=GroupNormalized(ddof=1, epsilon=1e-6),
+    objective = objective or Objective(
+        advantage=GroupMean(),
+        scale=GroupStd(ddof=1, epsilon=1e-6),
+        ratio=TokenRatio(),
         surrogate=Clipped(clip_low=0.2, clip_high=0.2),
-        kl=KLPenalty(coefficient=0.05),
+        kl=KLInLoss(coefficient=0.05, estimator=K3()),
         aggregation=TokenMean() if aggregation == "token" else SequenceMeanTokenMean(),
     )
     module = GRPOModule(

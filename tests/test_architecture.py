@@ -15,7 +15,8 @@ PURE = {"functional", "types"}
 MODULE_PARTS = {
     *STAGES,
     *PURE,
-    *("checkpointing", "evaluation", "metrics", "phases", "preconditions", "ranks", "resuming", "run_folder", "ticks"),
+    *("checkpointing", "evaluation", "metrics", "phases", "preconditions", "preparation", "ranks", "resuming"),
+    *("run_folder", "ticks"),
 }
 
 MAY_IMPORT = {
@@ -29,7 +30,8 @@ MAY_IMPORT = {
     "evaluation": {"rewards", "rollout", *PURE},
     "metrics": PURE,
     "phases": PURE,
-    "preconditions": {"batching", "ticks", *PURE},
+    "preconditions": {"batching", "objective", "ticks", *PURE},
+    "preparation": {"batching", "objective", "policy", *PURE},
     "ranks": set(),
     "ticks": PURE,
     "checkpointing": {"policy", *PURE},

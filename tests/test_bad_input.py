@@ -26,7 +26,9 @@ CONFIG = {
         "init_args": {
             "policy": POLICY,
             "objective": {
-                "advantage": {"class_path": "GroupNormalized", "init_args": {"ddof": 1, "epsilon": 1e-6}},
+                "advantage": {"class_path": "GroupMean"},
+                "scale": {"class_path": "GroupStd", "init_args": {"ddof": 1, "epsilon": 1e-6}},
+                "ratio": {"class_path": "TokenRatio"},
                 "surrogate": {"class_path": "Clipped", "init_args": {"clip_low": 0.2, "clip_high": 0.2}},
                 "aggregation": {"class_path": "SequenceMeanTokenMean"},
             },

@@ -63,8 +63,8 @@ def test_the_mean_of_each_micro_batch_would_not_pass(whole, monkeypatch):
     full = whole("float64", 1)
     correct = Objective.loss
 
-    def local_mean(self, scores, batch, counts):
-        return correct(self, scores, batch, counts._replace(sequences=len(batch.mask_BT) * 4))
+    def local_mean(self, scores, batch, counts, coefficients):
+        return correct(self, scores, batch, counts._replace(sequences=len(batch.mask_BT) * 4), coefficients)
 
     monkeypatch.setattr(Objective, "loss", local_mean)
     split, _ = replay.run(dtype="float64", accumulate=4, iterations=1)

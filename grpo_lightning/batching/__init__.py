@@ -1,20 +1,27 @@
 """From a rollout to micro-batches of nearly equal cost, and through the training forward."""
 
 from grpo_lightning.batching.bins import balanced_bins, chunks
-from grpo_lightning.batching.experience import Experience, Sample
+from grpo_lightning.batching.comparison import completion_tokens, scored_groups
+from grpo_lightning.batching.experience import Experience, Place, Sample
 from grpo_lightning.batching.forward import Forward
-from grpo_lightning.batching.minibatches import cut_into_minibatches, global_counts
+from grpo_lightning.batching.minibatches import cut_into_minibatches, global_counts, sampler_logprobs
 from grpo_lightning.batching.padded import padded
 from grpo_lightning.batching.shape import IterationShape
+from grpo_lightning.batching.uncertainty import uncertain_tokens
 
 __all__ = [
     "Experience",
     "Forward",
     "IterationShape",
+    "Place",
     "Sample",
     "balanced_bins",
     "chunks",
+    "completion_tokens",
     "cut_into_minibatches",
     "global_counts",
     "padded",
+    "sampler_logprobs",
+    "scored_groups",
+    "uncertain_tokens",
 ]

@@ -1,7 +1,7 @@
 """The experience of an iteration: scored completions, ready for the updates."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 from grpo_lightning.batching.bins import balanced_bins
 from grpo_lightning.types import LossBatch, MinibatchCounts
 
+Place = tuple[int, int]
+"""Where a completion stands in its iteration, on any number of ranks: its prompt's slot, its number in the group."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One completion of an experience. Its place in the iteration is (slot, index), the same on any number of ranks."""
+    """One completion of an experience, with a column per thing that is known of its tokens."""
 
     slot: int
     index: int
@@ -22,14 +25,37 @@ class Sample:
     completion_ids: Tensor
     loss_mask: Tensor
     """bool, one per completion token; all False where nothing is learned from it."""
-    advantage: float
+    group_tokens: int
+    """The loss tokens of its group."""
+    advantages: Tensor | None = None
+    """float64, of each token, or a single one that all of them share; None until they are known."""
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+    policy_mask: Tensor | None = None
+    """bool, the tokens that keep their policy gradient; None for all."""
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in the iteration."""
+        return self.slot, self.index
 
     @property
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def blank_sample() -> Sample:
+    """One token to learn nothing from: it stands in for the samples of a rank that has none."""
+    return Sample(
+        slot=-1,
+        index=0,
+        prompt_ids=torch.zeros(1, dtype=torch.long),
+        completion_ids=torch.zeros(1, dtype=torch.long),
+        loss_mask=torch.zeros(1, dtype=torch.bool),
+        group_tokens=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +71,8 @@ class Experience:
     """Of each minibatch, the indices of each micro-batch's samples."""
     metrics: dict[str, float]
     """What the rollout and the rewards looked like, over all ranks."""
+    blank: Sample = field(default_factory=blank_sample)
+    """Has the columns of every sample, also on a rank without any."""
 
     @classmethod
     def build(
@@ -55,6 +83,7 @@ class Experience:
         counts: Sequence[MinibatchCounts],
         metrics: dict[str, float],
         accumulate_grad_batches: int,
+        blank: Sample | None = None,
     ) -> "Experience":
         """Spread each minibatch over its micro-batches."""
         ordered = [tuple(sorted(samples, key=lambda s: (s.slot, s.index))) for samples in minibatches]
@@ -65,21 +94,40 @@ class Experience:
             counts=tuple(counts),
             bins=tuple(tuple(tuple(b) for b in of_minibatch) for of_minibatch in bins),
             metrics=metrics,
+            blank=blank or blank_sample(),
         )
 
-    def microbatch(self, minibatch: int, microbatch: int) -> list[Sample]:
-        """The samples of one micro-batch; none where there are fewer samples than micro-batches."""
-        return [self.minibatches[minibatch][i] for i in self.bins[minibatch][microbatch]]
+    def counts_of(self, update: int) -> MinibatchCounts:
+        """What the minibatch of an update counts. Every epoch takes the minibatches in the same order."""
+        return self.counts[update % len(self.counts)]
 
-    def with_logprobs(self, name: str, logprobs: Sequence[Sequence[Tensor]]) -> "Experience":
-        """The same experience with `old_logprobs` or `reference_logprobs` filled in, by minibatch and sample."""
-        filled = tuple(
-            tuple(
-                replace(sample, **dict[str, Any]({name: values})) for sample, values in zip(samples, rows, strict=True)
-            )
-            for samples, rows in zip(self.minibatches, logprobs, strict=True)
+    def microbatch(self, update: int, microbatch: int) -> list[Sample]:
+        """The samples of one micro-batch; the blank one where there are fewer samples than micro-batches."""
+        minibatch = update % len(self.minibatches)
+        samples = [self.minibatches[minibatch][i] for i in self.bins[minibatch][microbatch]]
+        return samples or [self.blank]
+
+    def samples(self) -> Iterator[Sample]:
+        """All of them."""
+        return (sample for samples in self.minibatches for sample in samples)
+
+    def with_column(self, name: str, rows: Mapping[Place, Tensor], *, dtype: torch.dtype) -> "Experience":
+        """The same experience with a column of its samples filled in.
+
+        Args:
+            name: `old_logprobs`, `advantages` ...
+            rows: Of each sample, by its place.
+            dtype: Of the rows, which a rank without samples cannot see.
+        """
+
+        def filled(sample: Sample, row: Tensor) -> Sample:
+            return replace(sample, **dict[str, Any]({name: row}))
+
+        return replace(
+            self,
+            minibatches=tuple(tuple(filled(s, rows[s.place]) for s in samples) for samples in self.minibatches),
+            blank=filled(self.blank, torch.zeros(1, dtype=dtype)),
         )
-        return replace(self, minibatches=filled)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors; those of several ranks are merged by `merged_state`."""
@@ -88,6 +136,7 @@ class Experience:
             "counts": [tuple(counts) for counts in self.counts],
             "metrics": dict(self.metrics),
             "minibatches": [[vars(sample).copy() for sample in samples] for samples in self.minibatches],
+            "blank": vars(self.blank).copy(),
         }
 
     @classmethod
@@ -102,6 +151,7 @@ class Experience:
             counts=[MinibatchCounts(*counts) for counts in state["counts"]],
             metrics=state["metrics"],
             accumulate_grad_batches=accumulate_grad_batches,
+            blank=Sample(**state["blank"]),
         )
 
 
@@ -118,11 +168,15 @@ def loss_batch(samples: Sequence[Sample], device: torch.device) -> LossBatch:
         known = [row for row in rows if row is not None]
         return pad_sequence(known, batch_first=True).to(device) if known else None
 
-    mask_BT = pad([s.loss_mask for s in samples])
+    advantages_BT, mask_BT = pad([s.advantages for s in samples]), pad([s.loss_mask for s in samples])
+    assert advantages_BT is not None, "advantages are known before the first loss"
     assert mask_BT is not None, "a loss batch has samples"
     return LossBatch(
-        advantages_BT=torch.tensor([s.advantage for s in samples], dtype=torch.float64, device=device)[:, None],
+        advantages_BT=advantages_BT,
         mask_BT=mask_BT,
+        group_tokens_B=torch.tensor([s.group_tokens for s in samples], device=device),
         old_logprobs_BT=pad([s.old_logprobs for s in samples]),
         reference_logprobs_BT=pad([s.reference_logprobs for s in samples]),
+        sampler_logprobs_BT=pad([s.sampler_logprobs for s in samples]),
+        policy_mask_BT=pad([s.policy_mask for s in samples]),
     )

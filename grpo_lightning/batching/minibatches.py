@@ -5,19 +5,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from grpo_lightning.batching.experience import Sample
+from grpo_lightning.batching.experience import Place, Sample
 from grpo_lightning.batching.shape import IterationShape
 from grpo_lightning.types import Completion, MinibatchCounts, Rollout
 
 
-def cut_into_minibatches(
-    rollout: Rollout, advantages_B: Tensor, learned_B: Tensor, shape: IterationShape
-) -> list[list[Sample]]:
+def cut_into_minibatches(rollout: Rollout, learned_B: Tensor, shape: IterationShape) -> list[list[Sample]]:
     """Whole groups in global order: which minibatch a prompt falls into does not depend on the ranks.
 
     Args:
         rollout: What this rank drew; the slots count prompts over all ranks.
-        advantages_B: One per completion.
         learned_B: bool, the completions that the update learns from. The others leave no sample, and neither does one
             without a loss token.
         shape: Slot s belongs to minibatch ``s // shape.prompts_per_minibatch``.
@@ -26,17 +23,20 @@ def cut_into_minibatches(
         A list per minibatch of the iteration, some of which may be empty.
     """
     minibatches: list[list[Sample]] = [[] for _ in range(shape.num_minibatches)]
+    lengths = [
+        num_loss_tokens(c) if is_learned else 0
+        for c, is_learned in zip(rollout.completions, learned_B.tolist(), strict=True)
+    ]
     for b, completion in enumerate(rollout.completions):
-        p, index = divmod(b, rollout.group_size)
-        loss_mask = _loss_mask(completion)
-        if learned_B[b] and loss_mask.any():
+        if lengths[b]:
+            p, index = divmod(b, rollout.group_size)
             sample = Sample(
                 slot=rollout.slots[p],
                 index=index,
                 prompt_ids=torch.tensor(rollout.prompts[p].token_ids),
                 completion_ids=torch.tensor(completion.token_ids),
-                loss_mask=loss_mask,
-                advantage=float(advantages_B[b]),
+                loss_mask=_loss_mask(completion),
+                group_tokens=sum(lengths[b - index : b - index + rollout.group_size]),
             )
             minibatches[sample.slot // shape.prompts_per_minibatch].append(sample)
     return minibatches
@@ -57,6 +57,18 @@ def global_counts(
     ]
     total = sum_over_ranks([float(n) for counts in local for n in counts])
     return [MinibatchCounts(*map(int, total[3 * m : 3 * m + 3])) for m in range(len(minibatches))]
+
+
+def sampler_logprobs(rollout: Rollout) -> dict[Place, Tensor]:
+    """What the rollout engine says of the tokens that it drew, by the completions' places."""
+    places = ((slot, index) for slot in rollout.slots for index in range(rollout.group_size))
+    rows = (torch.tensor(completion.sampler_logprobs) for completion in rollout.completions)
+    return dict(zip(places, rows, strict=True))
+
+
+def num_loss_tokens(completion: Completion) -> int:
+    """How many tokens of a completion the policy drew itself."""
+    return len(completion.token_ids) if completion.loss_mask is None else sum(completion.loss_mask)
 
 
 def _loss_mask(completion: Completion) -> Tensor:

@@ -5,8 +5,6 @@ gradient ends when the policy moves away. Ratios come as logarithms. Where the g
 is detached here, and nowhere else.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -182,22 +180,3 @@ def is_clipped_high(log_ratios_BT: Tensor, advantages_BT: Tensor, *, clip_high: 
 def _chosen(condition: Tensor, one: float, other: float, *, like: Tensor) -> Tensor:
     """`torch.where` of two numbers, in the precision of `like` (it would take fp32)."""
     return torch.full_like(like, other).masked_fill(condition, one)
-
-
-class ClippedSurrogate(NamedTuple):
-    """The surrogate of each token, and where the clip took its gradient away."""
-
-    values_BT: Tensor
-    is_clipped_low_BT: Tensor
-    is_clipped_high_BT: Tensor
-
-
-def clipped_surrogate(
-    log_ratios_BT: Tensor, advantages_BT: Tensor, *, clip_low: float, clip_high: float
-) -> ClippedSurrogate:
-    """`clipped`, with its masks."""
-    return ClippedSurrogate(
-        clipped(log_ratios_BT, advantages_BT, clip_low=clip_low, clip_high=clip_high),
-        is_clipped_low(log_ratios_BT, advantages_BT, clip_low=clip_low),
-        is_clipped_high(log_ratios_BT, advantages_BT, clip_high=clip_high),
-    )

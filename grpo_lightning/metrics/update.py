@@ -4,18 +4,18 @@ from collections.abc import Mapping
 
 import torch
 
+from grpo_lightning.functional.statistics import effective_sample_size, standard_deviation
 from grpo_lightning.metrics.reduction import SumOverRanks, over_ranks
 from grpo_lightning.types import Statistic
-
-EVERY_RANK_HAS = ("policy/entropy", "policy/clip_fraction", "policy/ratio", "policy/kl")
-"""Statistics that take part in the sum over ranks even where a rank has no samples, and so none of them. A statistic of
-the objective that is missing here is added up as well, but then every rank must have samples in every update."""
 
 NOTHING = Statistic(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
 
 
 class UpdateStatistics:
-    """The statistics of the update under way on this rank."""
+    """The statistics of the update under way on this rank.
+
+    Every rank adds statistics of the same names: the loss of no samples has them too, with counts of 0.
+    """
 
     def __init__(self) -> None:
         self._so_far: dict[str, Statistic] = {}
@@ -29,10 +29,18 @@ class UpdateStatistics:
     def take(self, sum_over_ranks: SumOverRanks) -> dict[str, float]:
         """The mean of each over the whole update and all ranks, where there is one; then begin the next update.
 
+        The mean of a square is not reported: that of the ratio gives its deviation, that of the sampler's weights the
+        effective sample size.
+
         Args:
             sum_over_ranks: See `SumOverRanks`; called once.
         """
-        names = [*EVERY_RANK_HAS, *sorted(set(self._so_far) - set(EVERY_RANK_HAS))]
-        totals = over_ranks({name: self._so_far.get(name, NOTHING) for name in names}, sum_over_ranks)
+        totals = over_ranks(dict(sorted(self._so_far.items())), sum_over_ranks)
         self._so_far = {}
-        return {name: total.sum / total.count for name, total in totals.items() if total.count}
+        means = {name: total.sum / total.count for name, total in totals.items() if total.count}
+        if "policy/ratio_square" in means:
+            means["policy/ratio_std"] = standard_deviation(means["policy/ratio"], means.pop("policy/ratio_square"))
+        if "sampler/weight_square" in means:
+            square = means.pop("sampler/weight_square")
+            means["sampler/effective_sample_size"] = effective_sample_size(means["sampler/weight"], square)
+        return means

@@ -38,10 +38,11 @@ class Policy(nn.Module):
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
-    def forward(self, batch: ForwardBatch, temperature: float) -> TokenScores:
+    def forward(self, batch: ForwardBatch, temperature: float, *, entropy_gradient: bool = False) -> TokenScores:
         """Score the completion tokens of `batch`: their log-probability and entropy at `temperature`.
 
-        Only the states that predict a completion token go through the language-model head.
+        Only the states that predict a completion token go through the language-model head. Gradient flows through the
+        entropy where `entropy_gradient` says so.
         """
         if self._head_is_linear:
             hidden_RLD = self.model.base_model(input_ids=batch.input_ids_RL, use_cache=False).last_hidden_state
@@ -49,7 +50,9 @@ class Policy(nn.Module):
         else:
             logits_RLV = self.model(input_ids=batch.input_ids_RL, use_cache=False).logits
             logits_NV = logits_RLV.flatten(0, 1)[batch.positions_N]
-        logprobs_N, entropy_N = logprobs_and_entropy(logits_NV, batch.targets_N, temperature=temperature)
+        logprobs_N, entropy_N = logprobs_and_entropy(
+            logits_NV, batch.targets_N, temperature=temperature, entropy_gradient=entropy_gradient
+        )
         shape = (batch.num_completions, batch.max_completion_tokens)
         index = (batch.rows_N, batch.columns_N)
         return TokenScores(

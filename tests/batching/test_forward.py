@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from grpo_lightning.batching import Experience, Forward, Sample
+from grpo_lightning.batching.experience import blank_sample
 from grpo_lightning.types import LossOutput, MinibatchCounts, Statistic, TokenScores
 
 
@@ -30,7 +31,8 @@ def sample(slot, *token_ids):
         prompt_ids=torch.tensor([1, 2]),
         completion_ids=torch.tensor(token_ids),
         loss_mask=torch.ones(len(token_ids), dtype=torch.bool),
-        advantage=float(slot + 1),
+        group_tokens=len(token_ids),
+        advantages=torch.tensor([slot + 1], dtype=torch.float64),
     )
 
 
@@ -80,15 +82,16 @@ def test_only_pieces_are_computed_again_in_the_backward_pass():
     assert (num_forwards, len(policy.num_rows)) == (3, 6)
 
 
-def test_a_rank_without_samples_has_a_zero_that_depends_on_the_weights():
-    loss, grad, (output,), num_forwards, _ = gradient(FORWARD, [])
-    assert (loss, num_forwards, output.statistics) == (0, 1, {})
+def test_the_blank_sample_has_a_zero_that_depends_on_the_weights_and_the_same_statistics():
+    blank = replace(blank_sample(), advantages=torch.zeros(1, dtype=torch.float64))
+    loss, grad, (output,), num_forwards, _ = gradient(FORWARD, [blank])
+    assert (loss, num_forwards, output.statistics["tokens"].sum) == (0, 1, 0)
     assert grad is not None
     assert not grad.any()
 
 
 @pytest.mark.parametrize("forward", [FORWARD, IN_PIECES])
-def test_logprobs_stand_in_the_order_of_the_samples(forward):
+def test_every_sample_is_scored_by_its_place(forward):
     experience = Experience.build(
         iteration=0,
         minibatches=[SAMPLES[:3], SAMPLES[3:]],
@@ -97,8 +100,9 @@ def test_logprobs_stand_in_the_order_of_the_samples(forward):
         accumulate_grad_batches=2,
     )
     policy = Table()
-    logprobs = forward.logprobs(policy, experience)
-    assert [len(rows) for rows in logprobs] == [3, 1]
-    for values, of in zip([*logprobs[0], *logprobs[1]], SAMPLES, strict=True):
-        assert torch.equal(values, 2 * policy.weight[of.completion_ids])
-        assert not values.requires_grad
+    scores = forward.scores(policy, experience)
+    assert list(experience.samples()) == SAMPLES
+    for of in SAMPLES:
+        assert torch.equal(scores.logprobs[of.place], 2 * policy.weight[of.completion_ids])
+        assert torch.equal(scores.entropies[of.place], torch.zeros(len(of.completion_ids)))
+        assert not scores.logprobs[of.place].requires_grad

@@ -28,37 +28,36 @@ def places(minibatches):
 
 
 COMPLETIONS = [completion(10), completion(11, 12), completion(13), completion(14)]
-ADVANTAGES = torch.tensor([0.5, -0.5, 1.0, -1.0], dtype=torch.float64)
 ALL = torch.ones(4, dtype=torch.bool)
 
 
 def test_samples_by_hand():
     # Rank 1 of 2 has the slots 1 and 3 of four prompts: one in each half.
-    first, second = cut_into_minibatches(rollout([1, 3], COMPLETIONS), ADVANTAGES, ALL, shape(2))
+    first, second = cut_into_minibatches(rollout([1, 3], COMPLETIONS), ALL, shape(2))
     assert places([first, second]) == [[(1, 0), (1, 1)], [(3, 0), (3, 1)]]
     assert [s.prompt_ids.tolist() for s in first] == [[1], [1]]
     assert [s.completion_ids.tolist() for s in first] == [[10], [11, 12]]
     assert [s.loss_mask.tolist() for s in first] == [[True], [True, True]]
-    assert [s.advantage for s in first + second] == [0.5, -0.5, 1.0, -1.0]
+    assert [s.group_tokens for s in first + second] == [3, 3, 2, 2]
 
 
 def test_which_minibatch_a_prompt_is_in_does_not_depend_on_the_ranks():
-    one = cut_into_minibatches(rollout(range(4), COMPLETIONS * 2), ADVANTAGES.repeat(2), ALL.repeat(2), shape(2))
-    ranks = [cut_into_minibatches(rollout(slots, COMPLETIONS), ADVANTAGES, ALL, shape(2)) for slots in ([0, 2], [1, 3])]
+    one = cut_into_minibatches(rollout(range(4), COMPLETIONS * 2), ALL.repeat(2), shape(2))
+    ranks = [cut_into_minibatches(rollout(slots, COMPLETIONS), ALL, shape(2)) for slots in ([0, 2], [1, 3])]
     two = [sorted(places(ranks[0])[m] + places(ranks[1])[m]) for m in range(2)]
     assert places(one) == two == [[(0, 0), (0, 1), (1, 0), (1, 1)], [(2, 0), (2, 1), (3, 0), (3, 1)]]
 
 
 def test_a_completion_that_is_not_learned_from_leaves_no_sample():
     learned = torch.tensor([True, False, False, False])
-    assert places(cut_into_minibatches(rollout([0, 2], COMPLETIONS), ADVANTAGES, learned, shape(2))) == [[(0, 0)], []]
+    assert places(cut_into_minibatches(rollout([0, 2], COMPLETIONS), learned, shape(2))) == [[(0, 0)], []]
 
 
 def test_tokens_that_the_policy_did_not_draw_are_masked():
     tool_output_alone = completion(7, loss_mask=(False,))
     tool_output_first = completion(7, 8, loss_mask=(False, True))
     drawn = rollout([0], [tool_output_alone, tool_output_first])
-    (samples,) = cut_into_minibatches(drawn, ADVANTAGES[:2], ALL[:2], shape(1))
+    (samples,) = cut_into_minibatches(drawn, ALL[:2], shape(1))
     assert [(s.index, s.loss_mask.tolist()) for s in samples] == [(1, [False, True])]
 
 
@@ -66,7 +65,7 @@ def test_counts_by_hand():
     masked = completion(1, 2, 3, loss_mask=(True, False, True))
     drawn = rollout([0, 1], [masked, completion(4), completion(5, 6), completion(7)])
     learned = torch.tensor([True, True, True, False])
-    minibatches = cut_into_minibatches(drawn, ADVANTAGES, learned, shape(1))
+    minibatches = cut_into_minibatches(drawn, learned, shape(1))
     # Tokens 2 + 1 + 2; three completions; of two prompts.
     assert global_counts(minibatches, list) == [MinibatchCounts(tokens=5, sequences=3, groups=2)]
 
@@ -78,7 +77,7 @@ def test_counts_are_added_up_over_ranks_in_one_call():
         calls.append(values)
         return [3.0 * value for value in values]
 
-    minibatches = cut_into_minibatches(rollout([0, 2], COMPLETIONS), ADVANTAGES, ALL, shape(2))
+    minibatches = cut_into_minibatches(rollout([0, 2], COMPLETIONS), ALL, shape(2))
     assert global_counts(minibatches, another_rank_has_twice_as_much) == [
         MinibatchCounts(tokens=9, sequences=6, groups=3),
         MinibatchCounts(tokens=6, sequences=6, groups=3),

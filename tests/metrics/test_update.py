@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from grpo_lightning.metrics import UpdateStatistics
-from grpo_lightning.metrics.update import EVERY_RANK_HAS
 from grpo_lightning.types import Statistic
 
 
@@ -39,22 +38,22 @@ def test_an_infinite_statistic_stays_infinite():
     assert statistics.take(list) == {"policy/ratio": float("inf")}
 
 
-def test_a_rank_without_samples_adds_as_many_values_as_the_others():
-    values = {}
-
-    def sums(rank):
-        return lambda local: values.setdefault(rank, local)
-
-    busy, idle = UpdateStatistics(), UpdateStatistics()
-    busy.add({name: statistic(1.0, 2.0) for name in reversed(EVERY_RANK_HAS)})
-    assert busy.take(sums("busy")) == dict.fromkeys(EVERY_RANK_HAS, 0.5)
-    assert idle.take(sums("idle")) == {}
-    assert values == {"busy": [1.0, 2.0] * len(EVERY_RANK_HAS), "idle": [0.0, 0.0] * len(EVERY_RANK_HAS)}
-
-
-def test_ranks_are_added_up():
+def test_ranks_are_added_up_name_by_name():
     statistics = UpdateStatistics()
     statistics.add({"policy/entropy": statistic(3.0, 3.0), "mine": statistic(1.0, 1.0)})
-    other = [5.0, 1.0, *[0.0] * 6, 5.0, 1.0]  # entropy first, then the three others that every rank has, then mine
+    other = [5.0, 1.0, 0.0, 0.0]  # mine, then entropy, on a rank without samples
     found = statistics.take(lambda values: [a + b for a, b in zip(values, other, strict=True)])
-    assert found == {"policy/entropy": pytest.approx(2.0), "mine": pytest.approx(3.0)}
+    assert found == {"policy/entropy": pytest.approx(1.0), "mine": pytest.approx(3.0)}
+
+
+def test_squares_are_reported_as_what_they_are_good_for():
+    statistics = UpdateStatistics()
+    # Ratios 0.5 and 1.5; weights 0, 1 and 2: (0 + 1 + 2)^2 / (3 * 5)
+    statistics.add({"policy/ratio": statistic(2.0, 2.0), "policy/ratio_square": statistic(2.5, 2.0)})
+    statistics.add({"sampler/weight": statistic(3.0, 3.0), "sampler/weight_square": statistic(5.0, 3.0)})
+    assert statistics.take(list) == {
+        "policy/ratio": 1.0,
+        "policy/ratio_std": 0.5,
+        "sampler/weight": 1.0,
+        "sampler/effective_sample_size": pytest.approx(0.6),
+    }
