@@ -92,6 +92,11 @@ class SupervisedModule(LightningModule):
     def training_loader(self, datamodule: PromptDataModule) -> "DemonstrationLoader":
         """Batches of demonstrations, in an order that the seed and the epoch determine."""
         demonstrations = datamodule.demonstrations(self.tokenizer)
+        world_size = self.trainer.world_size
+        if self.batch_size < world_size:
+            raise ConfigurationError(
+                f"model.batch_size must be at least the number of ranks = {world_size}, got {self.batch_size}."
+            )
         if len(demonstrations) < self.batch_size:
             raise ConfigurationError(
                 f"model.batch_size must be at most the {len(demonstrations)} demonstrations, got {self.batch_size}."

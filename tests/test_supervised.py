@@ -1,0 +1,153 @@
+"""The cold start imitates what it is shown: the loss by an independent reference, the order, the folder it leaves."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from replay import TinyPolicy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo_lightning import SupervisedModule
+from grpo_lightning.data import PromptDataModule
+from grpo_lightning.functional.random import permutation
+from grpo_lightning.supervised import DemonstrationLoader
+from grpo_lightning.types import ConfigurationError, Demonstration, Stream
+
+
+class Sums(PromptDataModule):
+    """Twelve sums, of which some answers are longer than others."""
+
+    def rows(self, split):
+        return self.demonstration_rows() if split == "train" else []
+
+    def demonstration_rows(self):
+        return [{"prompt": f"{i}+{i}=", "demonstration": f"{2 * i}" + "=" * (i % 4) * 3} for i in range(12)]
+
+
+def make(tmp_path, *, batch_size=4, dtype=torch.float64, lr=1e-2, **trainer):
+    module = SupervisedModule(
+        TinyPolicy(dtype), partial(torch.optim.Adam, lr=lr), batch_size, str(tmp_path / "policy"), seed=5
+    )
+    settings = {"max_steps": 6, "max_epochs": -1, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return module, Trainer(**{**settings, **quiet, "limit_val_batches": 0, **trainer})
+
+
+def encoded():
+    tokenizer = TinyPolicy(torch.float64).load_tokenizer()
+    return Sums().demonstrations(tokenizer)
+
+
+def as_rank(module, rank, world_size):
+    """The module as it is on one of several ranks, without starting them."""
+    module._trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    module.log = lambda *args, **kwargs: None
+    module.configure_model()
+    return module
+
+
+def mean_negative_logprob(model, demonstrations):
+    """One sequence and one token at a time."""
+    logprobs = []
+    for prompt, completion in demonstrations:
+        logits_LV = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0]
+        for t, token in enumerate(completion):
+            logprobs.append(logits_LV[len(prompt) - 1 + t].double().log_softmax(0)[token])
+    return -sum(logprobs) / len(logprobs)
+
+
+def gradient(module):
+    return torch.cat([p.grad.flatten() for p in module.policy.parameters()])
+
+
+def test_the_loss_is_the_mean_over_all_tokens_of_the_batch(tmp_path):
+    module = as_rank(make(tmp_path)[0], 0, 1)
+    loss = module.training_step(encoded(), 0)
+    torch.testing.assert_close(loss, mean_negative_logprob(module.policy.model, encoded()), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_average_to_the_gradient_of_the_whole_batch(tmp_path, world_size):
+    module = make(tmp_path)[0]
+    for rank in range(world_size):
+        # Eleven demonstrations: unequal shares. DDP divides by the number of ranks.
+        (as_rank(module, rank, world_size).training_step(encoded()[:11], 0) / world_size).backward()
+    shared = gradient(module)
+    module.zero_grad()
+    as_rank(module, 0, 1).training_step(encoded()[:11], 0).backward()
+    torch.testing.assert_close(shared, gradient(module), atol=1e-12, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader` but have no `validation_step`")
+class TestFit:
+    def test_it_learns_and_leaves_a_folder_that_transformers_loads(self, tmp_path):
+        module, trainer = make(tmp_path, dtype=torch.float32, max_steps=150)
+        trainer.fit(module, Sums())
+        model, tokenizer = (auto.from_pretrained(tmp_path / "policy") for auto in (AutoModelForCausalLM, AutoTokenizer))
+        for name, weight in module.policy.model.state_dict().items():
+            assert torch.equal(model.state_dict()[name], weight)
+        ids = model.generate(**tokenizer("4+4=", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+        assert tokenizer.decode(ids[0], skip_special_tokens=True) == "4+4=8"
+
+    def test_an_interrupted_run_goes_on_bit_for_bit(self, tmp_path):
+        # Four steps are one epoch of three batches and one batch of the next.
+        straight, trainer = make(tmp_path, max_steps=8)
+        trainer.fit(straight, Sums())
+        before, trainer = make(tmp_path, max_steps=4)
+        trainer.fit(before, Sums())
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        resumed, trainer = make(tmp_path, max_steps=8)
+        trainer.fit(resumed, Sums(), ckpt_path=tmp_path / "a.ckpt")
+        for name, weight in straight.policy.state_dict().items():
+            assert torch.equal(resumed.policy.state_dict()[name], weight)
+
+    @pytest.mark.parametrize(("batch_size", "message"), [(13, "at most the 12 demonstrations, got 13"), (0, ">= 1")])
+    def test_a_batch_that_cannot_be_filled_is_refused(self, tmp_path, batch_size, message):
+        with pytest.raises(ConfigurationError, match=rf"model\.batch_size must be {message}"):
+            fit(*make(tmp_path, batch_size=batch_size))
+
+    def test_a_batch_smaller_than_the_ranks_is_refused(self, tmp_path):
+        module, _ = make(tmp_path, batch_size=1)
+        as_rank(module, 0, 2)
+        with pytest.raises(
+            ConfigurationError, match=r"model\.batch_size must be at least the number of ranks = 2, got 1"
+        ):
+            module.training_loader(Sums())
+
+
+def fit(module, trainer):
+    trainer.fit(module, Sums())
+
+
+class TestDemonstrationLoader:
+    SHOWN = tuple(Demonstration((i,), (i,)) for i in range(7))
+
+    def numbers(self, loader):
+        return [[shown.prompt_ids[0] for shown in batch] for batch in loader]
+
+    def order(self, epoch):
+        return permutation(7, seed=3, stream=Stream.PROMPT_ORDER, epoch=epoch).tolist()
+
+    def test_every_epoch_is_a_permutation_in_whole_batches(self):
+        loader = DemonstrationLoader(self.SHOWN, 3, seed=3)
+        assert len(loader) == 2
+        for epoch in range(3):
+            order = self.order(epoch)
+            assert self.numbers(loader) == [order[:3], order[3:6]]
+        assert self.order(0) != self.order(1)
+
+    @pytest.mark.parametrize("taken", range(5))
+    def test_it_goes_on_where_another_one_stood(self, taken):
+        def endless(loader):
+            while True:
+                yield from loader
+
+        first = DemonstrationLoader(self.SHOWN, 3, seed=3)
+        batches = endless(first)
+        head = [next(batches) for _ in range(taken)]
+        second = DemonstrationLoader(self.SHOWN, 3, seed=3)
+        second.load_state_dict(first.state_dict())
+        others, straight = endless(second), endless(DemonstrationLoader(self.SHOWN, 3, seed=3))
+        assert [*head, *(next(others) for _ in range(5))] == [next(straight) for _ in range(taken + 5)]
