@@ -5,6 +5,7 @@ group size G the P = Y^G groups that can be drawn, in order. Everything is float
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,6 +91,7 @@ class Expectation:
         old: Logits of pi_old; None where it is pi_theta.
         sampler: Logits of mu, which draws the groups; None where it is pi_old.
         reference: Logits of pi_ref.
+        keep: Given rewards and validity, [P, G], the groups to draw from; None for all.
     """
 
     policy: Tensor
@@ -99,6 +101,7 @@ class Expectation:
     old: Tensor | None = None
     sampler: Tensor | None = None
     reference: Tensor | None = None
+    keep: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def with_(self, **changes) -> "Expectation":
         return replace(self, **changes)
@@ -113,9 +116,14 @@ class Expectation:
 
     @property
     def weights_P(self) -> Tensor:
-        """The probability that mu draws each group."""
+        """The probability that mu draws each group, given that it is kept."""
         drawing = next(logits for logits in (self.sampler, self.old, self.policy) if logits is not None)
-        return self.space.probabilities(drawing)[self.groups_PG].prod(dim=1)
+        weights_P = self.space.probabilities(drawing)[self.groups_PG].prod(dim=1)
+        if self.keep is None:
+            return weights_P
+        rewards_PG = self.rewards_PG
+        weights_P = weights_P * self.keep(rewards_PG, torch.ones_like(rewards_PG, dtype=torch.bool))
+        return weights_P / weights_P.sum()
 
     def scored(self) -> ScoredGroups:
         """The groups as advantages see them."""
