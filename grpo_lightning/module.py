@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -17,24 +16,25 @@ from transformers import PreTrainedTokenizerBase
 from grpo_lightning.batching import Experience, Forward, IterationShape, cut_into_minibatches, global_counts
 from grpo_lightning.batching.comparison import scored_groups
 from grpo_lightning.checkpointing import PolicyExport, write_whole
+from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
 from grpo_lightning.groups import GroupFilter, KeepAll
+from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.metrics import UpdateStatistics, rollout_metrics
 from grpo_lightning.objective import Objective
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
-from grpo_lightning.policy import Policy, PolicySource, frozen_copy
+from grpo_lightning.policy import Policy, PolicySource, frozen_copy, mix
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
 from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import gather_over_ranks, sum_over_ranks
-from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up
+from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
-from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_each, draw_groups
+from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
 from grpo_lightning.ticks import Tick, TickLoader
 from grpo_lightning.types import (
     Coordinates,
-    EvaluationPrompt,
     MinibatchCounts,
     Prompt,
     Rewards,
@@ -44,7 +44,7 @@ from grpo_lightning.types import (
 )
 
 
-class GRPOModule(LightningModule):
+class GRPOModule(HeldOutLoops):
     """Trains a policy by Group Relative Policy Optimization (DeepSeekMath, https://arxiv.org/abs/2402.03300).
 
     An iteration draws `group_size` completions of `prompts_per_iteration` prompts, scores them with the Trainer's
@@ -103,7 +103,7 @@ class GRPOModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.strict_loading = False  # the reference is not in the checkpoint; `check_weights` compares the rest
+        self.strict_loading = False  # `check_weights` compares what must agree
         self.source = policy
         self.objective = objective
         self.coefficients = self.configured_coefficients = objective.coefficients
@@ -127,9 +127,11 @@ class GRPOModule(LightningModule):
 
         self.policy: Policy | None = None
         self.reference: Policy | None = None
+        self.has_moved_reference = False
         self.seconds_by_phase: dict[str, float] = {}
         self.held_out = EvaluationMetrics(self.evaluation)
         self._statistics = UpdateStatistics()
+        self._update_metrics: dict[str, float] = {}
         self._has_stepped = False
         self._boundary = Boundary()
         self._resumed: dict[str, Any] | None = None
@@ -211,12 +213,20 @@ class GRPOModule(LightningModule):
             self.iteration += 1
             self.experience = None
         self.engine.update_weights((), self.trainer.global_step + 1)
+        tell_controllers(self.trainer, self, self._update_metrics)
         self._boundary.mark(self)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ARG002 - Lightning's signature
         """The schedule counts the steps that were made: a skipped update leaves it where it is."""
         if self._has_stepped:
             scheduler.step()
+
+    def move_reference(self, share: float) -> None:
+        """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""
+        assert self.policy is not None
+        assert self.reference is not None, "a controller that moves the reference has checked that there is one"
+        mix(self.reference, self.policy, share=share)
+        self.has_moved_reference = True
 
     @property
     def _undone_division(self) -> float:
@@ -244,55 +254,12 @@ class GRPOModule(LightningModule):
 
     def _log_update(self, metrics: dict[str, float], counts: MinibatchCounts) -> None:
         """Log the update's statistics beside the iteration's metrics."""
-        means = self._statistics.take(self._sum_over_ranks)
+        means = self._update_metrics = self._statistics.take(self._sum_over_ranks)
         self.tokens_trained += counts.tokens
         if not counts.tokens:
             rank_zero_info(f"Iteration {self.iteration}: no group has anything to learn from; the update is skipped.")
         strengths = self.objective.describe(self.coefficients)
         self.log_dict({**metrics, **means, **strengths, "iteration": float(self.iteration)}, batch_size=1)
-
-    # Evaluation
-
-    def validation_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> None:  # noqa: ARG002
-        """Complete and judge some held-out prompts."""
-        self._judge(batch, Stream.VALIDATION)
-
-    def test_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> None:  # noqa: ARG002
-        """As `validation_step`, with random numbers of its own."""
-        self._judge(batch, Stream.TEST)
-
-    def predict_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> list[dict[str, Any]]:  # noqa: ARG002
-        """The completions of some prompts, drawn as `model.sampling` says; see `draw_each`."""
-        coordinates = Coordinates(seed=self.seed, stream=Stream.PREDICT, iteration=0)
-        return draw_each(self.engine, batch, self.sampling, coordinates)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_held_out("validation")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_held_out("test")
-
-    def evaluate(self, dataloader: Any, *, stream: Stream) -> dict[str, float]:
-        """Evaluate outside the Trainer's loops, and log nothing."""
-        for batch in dataloader:
-            self._judge(batch, stream)
-        return {name: float(value) for name, value in self.held_out.take().items()}
-
-    def _judge(self, batch: list[EvaluationPrompt], stream: Stream) -> None:
-        with self.phase("evaluate"):
-            self.held_out.evaluate(
-                batch,
-                engine=self.engine,
-                sampling=self.sampling,
-                coordinates=Coordinates(seed=self.seed, stream=stream, iteration=0),
-                score=lambda prompts, completions: score_rollout(self.reward_callbacks, prompts, completions),
-                rewards=self.reward_callbacks,
-            )
-
-    def _log_held_out(self, stage: str) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in self.held_out.take().items()}, batch_size=1)
 
     # What Lightning asks for
 
@@ -360,9 +327,10 @@ class GRPOModule(LightningModule):
             self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The policy's weights; the reference is the policy that the run began with, and is loaded from there."""
+        """The weights, without those of a reference that is still the policy that the run began with."""
         state = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if name.startswith("policy.")}
+        saved = ("policy.", "reference.") if self.has_moved_reference else ("policy.",)
+        return {name: value for name, value in state.items() if name.startswith(saved)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's own state, as of the last window's end."""
@@ -371,7 +339,9 @@ class GRPOModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take up its state."""
         state = own_state(checkpoint)
-        check_weights(checkpoint["state_dict"], self.state_dict())
+        saved = weights_of(checkpoint, with_reference=self.reference is not None)
+        self.has_moved_reference = any(name.startswith("reference.") for name in saved)
+        check_weights(saved, self.state_dict())
         if not self.trainer.training:
             return
         take_up(self, state, self._resume_settings(), rank=self.global_rank, world_size=self.trainer.world_size)

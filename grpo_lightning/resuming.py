@@ -138,6 +138,12 @@ def check_settings(state: dict[str, Any], settings: dict[str, int]) -> None:
             )
 
 
+def weights_of(checkpoint: dict[str, Any], *, with_reference: bool) -> dict[str, Any]:
+    """The weights that a run takes from a checkpoint: those of a reference that has moved only if it has one."""
+    weights: dict[str, Any] = checkpoint["state_dict"]
+    return {name: value for name, value in weights.items() if with_reference or not name.startswith("reference.")}
+
+
 def check_weights(saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuse the checkpoint of another model.
 

@@ -15,7 +15,18 @@ PURE = {"functional", "types"}
 MODULE_PARTS = {
     *STAGES,
     *PURE,
-    *("checkpointing", "evaluation", "metrics", "phases", "preconditions", "preparation", "ranks", "resuming"),
+    *(
+        "checkpointing",
+        "controllers",
+        "evaluation",
+        "held_out",
+        "metrics",
+        "phases",
+        "preconditions",
+        "preparation",
+        "ranks",
+        "resuming",
+    ),
     *("run_folder", "ticks"),
 }
 
@@ -27,7 +38,9 @@ MAY_IMPORT = {
     # The stages know the mathematics and the dictionary, not each other.
     **dict.fromkeys(STAGES, PURE),
     # What the module is put together from.
+    "controllers": PURE,
     "evaluation": {"rewards", "rollout", *PURE},
+    "held_out": {"evaluation", "rewards", "rollout", *PURE},
     "metrics": PURE,
     "phases": PURE,
     "preconditions": {"batching", "objective", "ticks", *PURE},
@@ -41,7 +54,7 @@ MAY_IMPORT = {
     "module": MODULE_PARTS,
     "supervised": MODULE_PARTS,
     # Extensions know the contracts, never the module.
-    "callbacks": {"rewards", "data", "policy", "evaluation", "run_folder", *PURE},
+    "callbacks": {"controllers", "rewards", "data", "policy", "evaluation", "run_folder", *PURE},
     # The command line.
     "chat": {"policy", "rollout", *PURE},
     "cold_start": PURE,

@@ -1,0 +1,65 @@
+"""Controllers: callbacks that change the run between two updates, at the one moment that a checkpoint stands at."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Protocol
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from grpo_lightning.types import Coefficients
+
+
+class Regularisation(Protocol):
+    """What of the objective a controller asks for."""
+
+    @property
+    def entropy(self) -> object | None:
+        """None for no bonus."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a reference."""
+
+
+class Controlled(Protocol):
+    """What of the module a controller reads and changes."""
+
+    iteration: int
+    """The next one, where the update was the last of its iteration."""
+    num_updates: int
+    """Optimizer steps of an iteration."""
+    coefficients: Coefficients
+
+    @property
+    def objective(self) -> Regularisation:
+        """What is maximised."""
+
+    def move_reference(self, share: float) -> None:
+        """pi_ref <- share pi_theta + (1 - share) pi_ref."""
+
+
+class Controller(Callback, ABC):
+    """A callback that is called after every update, before anything can be saved.
+
+    What it changes of the module is in the checkpoint, and so is its own `state_dict`: change neither in another hook.
+    A save inside the next accumulation window is rewound to this moment.
+    """
+
+    @abstractmethod
+    def on_update_end(self, trainer: Trainer, module: Controlled, metrics: Mapping[str, float]) -> None:
+        """The optimizer has stepped, or has left out an update without a token.
+
+        Args:
+            trainer: Its `global_step` does not count this update yet.
+            module: The run.
+            metrics: Of this update, over all ranks and so the same on every rank: `policy/kl`, `policy/entropy` ...
+                An update without tokens has none of these.
+        """
+
+
+def tell_controllers(trainer: Trainer, module: Controlled, metrics: Mapping[str, float]) -> None:
+    """Call the controllers among the Trainer's callbacks, in their order."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Controller):
+            callback.on_update_end(trainer, module, metrics)

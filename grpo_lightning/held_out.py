@@ -1,0 +1,67 @@
+"""The Trainer's loops over held-out prompts: validation, test and prediction."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from grpo_lightning.evaluation import EvaluationMetrics
+from grpo_lightning.rewards import RewardCallback, score_rollout
+from grpo_lightning.rollout import RolloutEngine, draw_each
+from grpo_lightning.types import Coordinates, EvaluationPrompt, SamplingParams, Stream
+
+
+class HeldOutLoops(LightningModule, ABC):
+    """Completes and judges held-out prompts, with random numbers of their own."""
+
+    engine: RolloutEngine
+    sampling: SamplingParams
+    seed: int
+    held_out: EvaluationMetrics
+    reward_callbacks: list[RewardCallback]
+
+    @abstractmethod
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a stage."""
+
+    def validation_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> None:  # noqa: ARG002
+        """Complete and judge some held-out prompts."""
+        self._judge(batch, Stream.VALIDATION)
+
+    def test_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> None:  # noqa: ARG002
+        """As `validation_step`, with random numbers of its own."""
+        self._judge(batch, Stream.TEST)
+
+    def predict_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The completions of some prompts, drawn as `model.sampling` says; see `draw_each`."""
+        coordinates = Coordinates(seed=self.seed, stream=Stream.PREDICT, iteration=0)
+        return draw_each(self.engine, batch, self.sampling, coordinates)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_held_out("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_held_out("test")
+
+    def evaluate(self, dataloader: Any, *, stream: Stream) -> dict[str, float]:
+        """Evaluate outside the Trainer's loops, and log nothing."""
+        for batch in dataloader:
+            self._judge(batch, stream)
+        return {name: float(value) for name, value in self.held_out.take().items()}
+
+    def _judge(self, batch: list[EvaluationPrompt], stream: Stream) -> None:
+        with self.phase("evaluate"):
+            self.held_out.evaluate(
+                batch,
+                engine=self.engine,
+                sampling=self.sampling,
+                coordinates=Coordinates(seed=self.seed, stream=stream, iteration=0),
+                score=lambda prompts, completions: score_rollout(self.reward_callbacks, prompts, completions),
+                rewards=self.reward_callbacks,
+            )
+
+    def _log_held_out(self, stage: str) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in self.held_out.take().items()}, batch_size=1)
