@@ -5,7 +5,7 @@ group size G the P = Y^G groups that can be drawn, in order. Everything is float
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -203,6 +203,12 @@ def far(got: Tensor, want: Tensor) -> float:
     """The largest difference; infinite where a number is not finite."""
     difference = (got.detach() - want.detach()).abs().max().item()
     return difference if difference == difference else float("inf")
+
+
+def worst(*errors: float | Iterable[float]) -> float:
+    """The largest of numbers and of lists of them; infinite where one is NaN, which `max` may pass over."""
+    numbers = [number for error in errors for number in (error if isinstance(error, Iterable) else [error])]
+    return max(float("inf") if number != number else number for number in numbers)
 
 
 def one_minus_cosine(one: Tensor, other: Tensor) -> float:
