@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import torch
-from enumeration import BINARY, GRADED, SEQUENCES, Expectation, far, shortfall
+from enumeration import BINARY, GRADED, SEQUENCES, Expectation, far, shortfall, worst
 from mutants import Mutant, replaced, swapped_ddof
-from objective_cases import scored
+from objective_cases import NAN, scored
 
 from grpo_lightning.functional.advantages import batch_centred, group_centred
 from grpo_lightning.groups import DropZeroVariance
@@ -93,7 +93,7 @@ def test_advantages_of_a_group_sum_to_zero_and_have_its_size_as_square(prove):
             errors.append(assign(groups, GroupMean(), scale).sum(dim=1).abs().max().item())
         for scale, want in ((POPULATION, 4.0), (SAMPLE, 3.0)):
             errors.append(far(assign(groups, GroupMean(), scale).square().sum(dim=1), torch.tensor(want)))
-        return max(errors)
+        return worst(errors)
 
     prove(
         "sum of A = 0; over the deviation, sum of A squared = G by ddof 0 and G - 1 by ddof 1",
@@ -117,7 +117,7 @@ def test_units_of_the_reward(prove):
                 far(assign(moved, GroupMean()), factor * assign(groups, GroupMean())),
                 far(assign(moved, LengthWeightedMean()), factor * assign(groups, LengthWeightedMean())),
             ]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "A(a r + b) = sign(a) A(r) over the deviation, a A(r) without a scale",
@@ -138,7 +138,7 @@ def test_order_does_not_enter(prove):
         )
         for parts in BY_GROUP + BY_BATCH:
             errors.append(far(assign(mixed, *parts), assign(groups, *parts)[across][:, within]))
-        return max(errors)
+        return worst(errors)
 
     def first_counts_double(rewards_PG, valid_PG):
         return rewards_PG - (rewards_PG.sum(dim=1, keepdim=True) + rewards_PG[:, :1]) / 5
@@ -159,7 +159,7 @@ def test_groups_do_not_know_of_each_other(prove):
             errors += [far(assign(alone, *parts), assign(groups, *parts)[row]) for parts in BY_GROUP]
         half = take(groups, torch.arange(3))
         errors += [shortfall(far(assign(half, *parts), assign(groups, *parts)[:3]), 1e-3) for parts in BY_BATCH[:2]]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "a group's advantages are the same to the last bit whatever the others are; batch scales are not",
@@ -184,7 +184,7 @@ def test_ranks_are_one_batch(prove):
             everyone = torch.cat(sent)
             for rank, rows in zip(ranks, shares, strict=True):
                 errors.append(far(assign(rank, advantage, scale, gather=lambda _, all_=everyone: all_), together[rows]))
-        return max(errors)
+        return worst(errors)
 
     def by_itself(of):
         return lambda mine, gather: (of(mine, gather), of(mine, lambda rows: rows))[1]
@@ -202,6 +202,40 @@ def test_ranks_are_one_batch(prove):
         error,
         Mutant("each rank by itself", "objective.credit.AllRanks.of", by_itself),
         Mutant("the first rows, not its own", "objective.credit.AllRanks.of", first_rows),
+        tolerance=1e-12,
+    )
+
+
+def test_a_completion_without_a_reward_is_not_there(prove):
+    def error():
+        whole, errors = random_groups(), []
+        missing = replace(whole, rewards_PG=whole.rewards_PG.clone(), valid_PG=whole.valid_PG.clone())
+        missing.rewards_PG[:, 1], missing.valid_PG[:, 1] = NAN, False
+        missing = replace(missing, values_PGK=missing.rewards_PG[..., None])
+        others = torch.tensor([0, 2, 3])
+        names = ("rewards_PG", "valid_PG", "values_PGK", "lengths_PG")
+        smaller = replace(whole, **{name: getattr(whole, name)[:, others] for name in names})
+        for parts in BY_GROUP + BY_BATCH:
+            got = assign(missing, *parts)
+            errors += [far(got[:, others], assign(smaller, *parts)), far(got[:, 1], torch.zeros(()))]
+        return worst(errors)
+
+    def as_zero(centred):
+        def mutated(rewards_PG, valid_PG):
+            return centred(rewards_PG.nan_to_num(0.0), torch.ones_like(valid_PG))
+
+        return mutated
+
+    prove(
+        "a completion whose reward failed: advantage 0, and the others' as if it had not been drawn",
+        "every baseline and scale",
+        error,
+        Mutant("a failure counted as a reward of 0", "objective.advantage.group_centred", as_zero),
+        Mutant(
+            "the same, in the deviation",
+            "objective.scale.group_std",
+            lambda f: lambda r, v, **k: as_zero(lambda rewards_PG, valid_PG: f(rewards_PG, valid_PG, **k))(r, v),
+        ),
         tolerance=1e-12,
     )
 
@@ -236,7 +270,7 @@ def test_steps_are_credited_with_what_follows(prove):
         want = [[good + bad, good + bad, bad, bad], [2 * good, good, good, 0.0]]
         outcome = assign(scored([[0.3, 1.2, -0.4]]), GroupMean(), SAMPLE)
         last = process([(0.3,), (1.2,), (-0.4,)], [(3,), (3,), (3,)], length=4, ddof=1)
-        return max(
+        return worst(
             far(got, torch.tensor(want, dtype=torch.float64)),
             abs(2 * got[0, 3].item() - bad * 2),
             abs(3 * good + bad),
@@ -265,7 +299,7 @@ def test_rewards_that_are_normalised_apart_stay_apart(prove):
         # The columns have sample deviations 1/2 and sqrt(1/3), and means 1/4 and 1/2.
         by_hand = [0.75 / 0.5 - 0.5 * 3**0.5, -0.25 / 0.5 + 0.5 * 3**0.5]
         whitened = assign(groups, PerReward(ddof=1, epsilon=0.0), Whitened(ddof=1, epsilon=0.0))
-        return max(
+        return worst(
             abs(merged[0, 0].item() - merged[0, 1].item()),
             abs(apart[0, 0].item() - by_hand[0]),
             abs(apart[0, 1].item() - by_hand[1]),
@@ -309,7 +343,7 @@ def test_the_optimal_baseline_has_the_least_variance(prove):
         weights_Y = (probabilities_Y1 * scores.square()).sum(dim=1)
         best, mean = (weights_Y * GRADED).sum() / weights_Y.sum(), (probabilities_Y1[:, 0] * GRADED).sum()
         least, others = variance(best), [variance(other) for other in (best - 0.1, best + 0.1, mean)]
-        return max(far(baseline, by_hand), *(shortfall(more - least, 1e-6) for more in others))
+        return worst(far(baseline, by_hand), *(shortfall(more - least, 1e-6) for more in others))
 
     prove(
         "the baseline weighted by length; weighted by squared scores, no baseline has less variance",
@@ -334,7 +368,7 @@ def test_dropping_groups_without_a_signal_only_lengthens_the_update(prove):
                 objective = build(GroupMean(), SAMPLE, aggregation)
                 longer = at.ascent(objective) / (1 - p**g - (1 - p) ** g)
                 errors.append(far(mixed.ascent(objective), longer))
-        return max(errors)
+        return worst(errors)
 
     prove(
         "only groups with both right and wrong: the same direction, longer by 1/P(mixed)",

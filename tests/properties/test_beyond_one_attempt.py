@@ -5,7 +5,7 @@ from math import comb, sqrt
 from typing import ClassVar
 
 import torch
-from enumeration import BINARY, SEQUENCES, Expectation, far, shortfall
+from enumeration import BINARY, SEQUENCES, Expectation, far, shortfall, worst
 from mutants import keyword, replaced, swapped_ddof, wrong_sign
 
 from grpo_lightning.functional.advantages import pass_at_k_advantages
@@ -53,7 +53,7 @@ def test_dividing_by_the_mean_ascends_the_likelihood_of_success(prove):
                 far(got, sum((1 - P) ** k for k in range(g - 1)) * SLOPE),
                 shortfall(far(got, sum(slope_of_pass_at(k) / k for k in range(1, g + 1))), 1e-3),
             ]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "(r - mean)/mean: the sum of grad pass@k / k over k < G, the log-likelihood to order G - 1 (not G)",
@@ -82,7 +82,9 @@ SIZES = ((2, 1), (3, 2), (4, 1), (4, 2), (4, 3))
 
 def test_pass_at_k_advantages_ascend_pass_at_k(prove):
     def error():
-        return max(far(drawn(g).ascent(build(Undivided(k=k))), (1 / k - 1 / g) * slope_of_pass_at(k)) for g, k in SIZES)
+        return worst(
+            far(drawn(g).ascent(build(Undivided(k=k))), (1 / k - 1 / g) * slope_of_pass_at(k)) for g, k in SIZES
+        )
 
     prove(
         "the advantages of pass@k, undivided: (1/k - 1/G) times the gradient of pass@k",
@@ -117,7 +119,7 @@ def test_divided_pass_at_k_advantages_have_the_paper_s_values(prove):
                 far(advantages.sum(dim=1), torch.zeros(())),
                 far(drawn(g).ascent(objective), factor(g, k) * SLOPE),
             ]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "the advantages of pass@k sum to 0 in every group, and their update has the paper's binomials",
@@ -131,7 +133,7 @@ def test_divided_pass_at_k_advantages_have_the_paper_s_values(prove):
 def test_one_attempt_is_the_group_s_own_deviation(prove):
     def error():
         one, std = build(PassAtK(k=1, threshold=1.0, epsilon=0.0)), build(GroupMean(), GroupStd(ddof=0, epsilon=0.0))
-        return max(
+        return worst(
             far(drawn(g).advantages(one, one.coefficients), drawn(g).advantages(std, std.coefficients))
             for g in (2, 3, 4)
         )
@@ -157,7 +159,7 @@ def test_the_estimate_of_pass_at_k_is_unbiased(prove):
             correct = counts[:, None] > torch.arange(n)
             advantages = pass_at_k_advantages(correct, torch.ones_like(correct), k=k).centred_PG
             errors += [abs(1 - advantages[c, 0].item() - estimates[c]) for c in range(1, n)]
-        return max(errors)
+        return worst(errors)
 
     def with_replacement(num_samples_P, num_correct_P, *, k):
         return 1 - (1 - num_correct_P / num_samples_P.double()) ** k

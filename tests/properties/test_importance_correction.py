@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import exp, inf
 
 import torch
-from enumeration import GRADED, SEQUENCES, Expectation, far, shortfall
+from enumeration import GRADED, SEQUENCES, Expectation, far, shortfall, worst
 from mutants import Mutant, keyword, not_detached, replaced
 from objective_cases import ragged_minibatch
 
@@ -58,7 +58,7 @@ def test_the_weight_of_the_completion_makes_the_update_exact(prove):
         want = SEQUENCES.gradient_of_mean(POLICY, GRADED)
         whole, mean = importance(ProductRatio()), SequenceMeanTokenMean()
         ratio = {"ratio": ProductRatio(), "surrogate": UNCLIPPED, "aggregation": mean}
-        return max(
+        return worst(
             far(corrected(build(whole), SAMPLER), want),
             far(
                 corrected(
@@ -96,7 +96,7 @@ def test_weights_have_the_mean_one(prove):
         chance_Y = SEQUENCES.probabilities(SAMPLER)
         whole_Y1 = importance(ProductRatio())(logprobs - sampler, SEQUENCES.mask_YT)
         first_Y1 = importance(TokenRatio())(logprobs - sampler, SEQUENCES.mask_YT)[:, :1]
-        return max(abs((chance_Y * weights_Y1[:, 0]).sum().item() - 1) for weights_Y1 in (whole_Y1, first_Y1))
+        return worst(abs((chance_Y * weights_Y1[:, 0]).sum().item() - 1) for weights_Y1 in (whole_Y1, first_Y1))
 
     prove(
         "the weights of completions, and those of a token, have the mean 1 under the sampler",
@@ -112,7 +112,7 @@ def test_weights_of_tokens_are_exact_to_first_order_only(prove):
         objective = build(importance(TokenRatio()))
         biases = [far(corrected(objective, POLICY + step * (SAMPLER - POLICY)), want) for step in (0.0, 0.01, 0.02)]
         # Twice as far, twice the bias, up to a relative 2% of the next order.
-        return max(biases[0], shortfall(biases[1], 1e-6), shortfall(0.1, abs(biases[2] / biases[1] - 2)))
+        return worst(biases[0], shortfall(biases[1], 1e-6), shortfall(0.1, abs(biases[2] / biases[1] - 2)))
 
     prove(
         "weighted by tokens: exact where mu = pi, and a bias that grows linearly with their distance",
@@ -159,7 +159,7 @@ def test_bounds_act_where_they_are_set(prove):
             (masked(token, token, 0.0, inf), lambda row, t: exp(logs[row][t])),
             (TruncatedWeights(weight=token, upper=inf), lambda row, t: exp(logs[row][t])),
         )
-        return max(far(minibatch.gradient(build(part)), by_hand(minibatch, weight)) for part, weight in cases)
+        return worst(far(minibatch.gradient(build(part)), by_hand(minibatch, weight)) for part, weight in cases)
 
     prove(
         "truncated weights are min(w, C), masked ones exactly 0 outside of their bounds; without bounds both are w",
@@ -191,7 +191,7 @@ def test_the_proximal_policy_may_be_the_sampler(prove):
         from_sampler = replace(minibatch, batch=batch._replace(old_logprobs_BT=batch.sampler_logprobs_BT))
         plain, decoupled, bypass = (build(part, **clip) for part in (None, importance(TokenRatio()), Bypass()))
         weights_BT = (batch.old_logprobs_BT - batch.sampler_logprobs_BT).exp()
-        return max(
+        return worst(
             far(from_sampler.gradient(decoupled), from_sampler.gradient(plain)),
             far(minibatch.gradient(bypass), from_sampler.gradient(plain)),
             far(minibatch.gradient(decoupled), weights_BT * minibatch.gradient(plain)),
@@ -231,7 +231,7 @@ def test_bad_completions_that_were_left_behind_are_masked(prove):
             build(masks=masks)
             for masks in ((), (OffPolicySequences(max_drift=delta),), (OffPolicySequences(max_drift=inf),))
         )
-        return max(
+        return worst(
             far(minibatch.gradient(some), by_hand(minibatch, kept)),
             far(minibatch.gradient(all_), minibatch.gradient(none)),
         )
@@ -274,7 +274,7 @@ def test_weights_are_not_differentiated(prove):
                     loss, [minibatch.logprobs_BT, old, sampler], allow_unused=True, materialize_grads=True
                 )
                 errors += [slope.abs().max().item() for slope in slopes[1:]]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "the loss has no gradient in the old policy or the sampler through the weights",

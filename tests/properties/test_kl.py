@@ -1,7 +1,7 @@
 """Penalties for leaving the reference: their values, and what their gradients really are."""
 
 import torch
-from enumeration import BANDIT, SEQUENCES, Expectation, far, gradient, shortfall
+from enumeration import BANDIT, SEQUENCES, Expectation, far, gradient, shortfall, worst
 from mutants import Mutant, replaced, wrong_sign
 
 from grpo_lightning.functional.kl import k1, k2, k3
@@ -83,7 +83,7 @@ def test_the_expected_values_of_the_estimators(prove):
         estimates = [kind()(logprobs_Y, reference_Y) for kind in (K1, K2, K3)]
         means = [(probabilities_Y * estimate).sum() for estimate in estimates]
         want = divergence(BANDIT, ONE, REFERENCE)
-        return max(
+        return worst(
             far(means[0], want),
             far(means[2], want),
             shortfall(far(means[1], want), 1e-3),
@@ -104,7 +104,7 @@ def test_the_expected_values_of_the_estimators(prove):
 
 def test_k1_in_the_loss_penalises_nothing(prove):
     def error():
-        return max(
+        return worst(
             far(part(KLInLoss(coefficient=BETA, estimator=K1())), torch.zeros(())) for part in (penalised, on_sequences)
         )
 
@@ -119,7 +119,7 @@ def test_k1_in_the_loss_penalises_nothing(prove):
 def test_k2_in_the_loss_is_the_divergence(prove):
     def error():
         kl = KLInLoss(coefficient=BETA, estimator=K2())
-        return max(far(penalised(kl), slope()), far(on_sequences(kl), slope_of_states(LONG)))
+        return worst(far(penalised(kl), slope()), far(on_sequences(kl), slope_of_states(LONG)))
 
     prove(
         "k2 in the loss: the gradient of KL(pi || pi_ref); over tokens, that of each state by its visits",
@@ -133,7 +133,7 @@ def test_k2_in_the_loss_is_the_divergence(prove):
 def test_k3_in_the_loss_is_the_other_divergence(prove):
     def error():
         got = penalised(KLInLoss(coefficient=BETA, estimator=K3()))
-        return max(far(got, slope_of_the_other()), shortfall(far(got, slope()), 1e-3))
+        return worst(far(got, slope_of_the_other()), shortfall(far(got, slope()), 1e-3))
 
     prove(
         "k3 in the loss: the gradient of KL(pi_ref || pi), not of KL(pi || pi_ref)",
@@ -162,7 +162,7 @@ def test_k1_in_the_reward_is_the_divergence_of_whole_completions(prove):
         want = slope(SEQUENCES, LONG, LONG_REFERENCE)
         whole = KLInReward(coefficient=BETA, estimator=K1())
         to_go = KLInReturn(coefficient=BETA, estimator=K1())
-        return max(
+        return worst(
             far(on_sequences(whole, NoBaseline()), want),
             far(on_sequences(whole, LeaveOneOut()), want),
             far(on_sequences(whole, GroupMean()), want / 2),
@@ -192,7 +192,7 @@ def test_off_policy_the_weighted_penalty_is_the_divergence(prove):
     def error():
         weighted = [WeightedKLInLoss(coefficient=BETA, estimator=kind()) for kind in (K1, K3)]
         plain = [KLInLoss(coefficient=BETA, estimator=kind()) for kind in (K2, K3)]
-        return max(
+        return worst(
             *(far(penalised(kl, old=OLD), slope()) for kl in weighted),
             *(far(on_sequences(kl, old=LONG_OLD), slope_of_states(LONG_OLD)) for kl in weighted),
             *(shortfall(far(penalised(kl, old=OLD), slope()), 1e-3) for kl in plain),
@@ -243,7 +243,7 @@ def test_the_penalised_optimum_is_the_tilted_reference(prove):
         still = [update(tilted(), kl).abs().max().item() for kl in kinds]
         off_policy = update(tilted(), kinds[-1], old=tilted()).abs().max().item()
         moving = [shortfall(update(ONE, kl).abs().max().item(), 1e-3) for kl in kinds]
-        return max(*still, off_policy, *moving)
+        return worst(*still, off_policy, *moving)
 
     prove(
         "fixed point with k1 in the reward, k2 or weighted k3 in the loss: pi_ref exp(R/beta)/Z",
@@ -258,7 +258,7 @@ def test_the_penalised_optimum_is_the_tilted_reference(prove):
 def test_k3_in_the_loss_has_another_optimum(prove):
     def error():
         kl = KLInLoss(coefficient=BETA, estimator=K3())
-        return max(
+        return worst(
             update(hyperbolic(), kl).abs().max().item(),
             shortfall(update(tilted(), kl).abs().max().item(), 1e-3),
             shortfall(far(BANDIT.probabilities(hyperbolic()), BANDIT.probabilities(tilted())), 1e-2),
@@ -283,7 +283,7 @@ def test_at_the_reference_nothing_is_penalised(prove):
                 at = penalised(kl, SEQUENCES, policy=LONG, reference=LONG, old=LONG_OLD)
                 values = kind()(LONG, LONG)
                 errors += [at.abs().max().item(), values.abs().max().item()]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "where policy and reference are one: k2, k3 and their gradients are exactly 0",

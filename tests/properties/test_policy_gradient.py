@@ -3,7 +3,7 @@
 from math import comb, sqrt
 
 import torch
-from enumeration import BINARY, GRADED, SEQUENCES, Expectation, far, gradient, one_minus_cosine, shortfall
+from enumeration import BINARY, GRADED, SEQUENCES, Expectation, far, gradient, one_minus_cosine, shortfall, worst
 from mutants import mask_off_by_one, replaced, swapped_ddof, wrong_sign
 
 from grpo_lightning.functional.advantages import group_centred
@@ -56,7 +56,7 @@ def test_the_expected_score_is_zero(prove):
     def error():
         probabilities_Y = SEQUENCES.probabilities(POLICY)
         score = drawn(torch.ones(7, dtype=torch.float64), 2).ascent(reinforce(NoBaseline()))
-        return max(abs(probabilities_Y.sum().item() - 1), far(score, torch.zeros_like(score)))
+        return worst(abs(probabilities_Y.sum().item() - 1), far(score, torch.zeros_like(score)))
 
     prove(
         "probabilities sum to 1, and the expected gradient of the log-probability is 0",
@@ -73,7 +73,7 @@ def test_without_a_baseline_the_update_is_the_policy_gradient(prove):
         by_scores = gradient(
             lambda leaf: (probabilities_Y * GRADED * SEQUENCES.probabilities(leaf).log()).sum(), POLICY
         )
-        return max(far(got, SEQUENCES.gradient_of_mean(POLICY, GRADED)), far(got, by_scores))
+        return worst(far(got, SEQUENCES.gradient_of_mean(POLICY, GRADED)), far(got, by_scores))
 
     prove(
         "REINFORCE, summed over a completion: the gradient of the expected reward",
@@ -107,7 +107,7 @@ def test_the_update_is_the_difference_quotient_of_the_expected_reward(prove):
 def test_the_group_mean_shortens_the_policy_gradient(prove):
     def error():
         want = SEQUENCES.gradient_of_mean(POLICY, GRADED)
-        return max(far(drawn(GRADED, g).ascent(reinforce(GroupMean())), (1 - 1 / g) * want) for g in SIZES)
+        return worst(far(drawn(GRADED, g).ascent(reinforce(GroupMean())), (1 - 1 / g) * want) for g in SIZES)
 
     prove(
         "the group's mean as baseline, no scale: (1 - 1/G) times the policy gradient",
@@ -127,7 +127,7 @@ def test_leaving_one_out_is_the_policy_gradient(prove):
             loo, mean = reinforce(LeaveOneOut()), reinforce(GroupMean())
             longer = g / (g - 1) * at.advantages(mean, mean.coefficients)
             errors += [far(at.ascent(loo), want), far(at.advantages(loo, loo.coefficients), longer)]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "the mean of the others as baseline: the policy gradient exactly; G/(G-1) times the group's mean",
@@ -154,7 +154,7 @@ def test_the_group_deviation_ascends_another_function(prove):
                 far(population, factor(p, g) * slope),
                 far(sample, sqrt((g - 1) / g) * factor(p, g) * slope),
             ]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "rewards 0 and 1 over the group's deviation: E[std]/(p(1-p)) times the gradient of p; by ddof 1 sqrt((G-1)/G)",
@@ -173,7 +173,7 @@ def test_a_constant_length_keeps_the_direction_and_others_do_not(prove):
             shortfall(one_minus_cosine(at.ascent(reinforce(GroupMean(), aggregation=aggregation)), want), 1e-5)
             for aggregation in (SequenceMeanTokenMean(), TokenMean(), PromptMeanTokenMean())
         ]
-        return max(far(constant, (1 - 1 / 3) / 5 * want), *turned)
+        return worst(far(constant, (1 - 1 / 3) / 5 * want), *turned)
 
     def length_mean(values_BT, mask_BT, *, num_sequences):
         return (values_BT.masked_fill(~mask_BT, 0.0).sum(1) / mask_BT.sum(1)).sum() / num_sequences
@@ -199,7 +199,7 @@ def test_a_reward_of_nothing_teaches_nothing(prove):
             at = drawn(rewards_G.expand(343, 3), 3)
             parts = ((GroupMean(), GroupStd(ddof=1, epsilon=1e-6)), (LeaveOneOut(), None), (NoBaseline(), None))
             sums += [at.ascent(reinforce(*part)).abs().max().item() for part in parts]
-        return max(sums)
+        return worst(sums)
 
     prove(
         "a reward that does not depend on the completion: the expected update is 0",

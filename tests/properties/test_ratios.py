@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import exp, inf
 
 import torch
-from enumeration import far
+from enumeration import far, worst
 from mutants import Mutant, keyword, not_detached, replaced, times, wrong_sign
 from objective_cases import ragged_minibatch
 
@@ -73,7 +73,7 @@ def test_on_policy_all_surrogates_have_one_gradient(prove):
             for aggregation in AGGREGATIONS:
                 want = at.gradient(build(NoRatio(), Reinforce(), aggregation))
                 errors += [far(at.gradient(build(*parts, aggregation)), want) for parts in SURROGATES]
-        return max(errors)
+        return worst(errors)
 
     prove(
         "on-policy, the gradient of every surrogate is REINFORCE's under the same aggregation",
@@ -133,7 +133,7 @@ def test_the_clip_ends_the_gradient_on_one_side_of_each_bound(prove):
         # ratio                 .5 .8- .8+ 1 1.28- 1.28+ 2 4- 4+ 10
         raised = table(1, 1, 1, 1, 1, 0, 0, 0, 0, 0, advantage=1.0)
         lowered = table(0, 0, 1, 1, 1, 1, 1, 1, 1, 1, advantage=-1.0)
-        return max(far(coefficients(surrogate, 1.0), raised), far(coefficients(surrogate, -1.0), lowered))
+        return worst(far(coefficients(surrogate, 1.0), raised), far(coefficients(surrogate, -1.0), lowered))
 
     prove(
         "clipped: 0 for A > 0 above 1 + eps_high and for A < 0 below 1 - eps_low, else ratio times A",
@@ -151,7 +151,7 @@ def test_the_second_bound_ends_the_gradient_of_bad_tokens(prove):
         # ratio                 .5 .8- .8+ 1 1.28- 1.28+ 2 4- 4+ 10
         raised = table(1, 1, 1, 1, 1, 0, 0, 0, 0, 0, advantage=1.0)
         lowered = table(0, 0, 1, 1, 1, 1, 1, 1, 0, 0, advantage=-1.0)
-        return max(far(coefficients(surrogate, 1.0), raised), far(coefficients(surrogate, -1.0), lowered))
+        return worst(far(coefficients(surrogate, 1.0), raised), far(coefficients(surrogate, -1.0), lowered))
 
     prove(
         "clipped on two sides: besides, 0 for A < 0 above delta",
@@ -167,7 +167,7 @@ def test_no_token_loses_its_gradient_under_cispo(prove):
         capped = torch.tensor(RATIOS, dtype=torch.float64).clamp(max=5.0)
         minibatch = ragged_minibatch()
         infinite = minibatch.gradient(build(TokenRatio(), Cispo(ratio_cap=inf)))
-        return max(
+        return worst(
             far(coefficients(Cispo(ratio_cap=5.0), 1.0), capped),
             far(coefficients(Cispo(ratio_cap=5.0), -1.0), -capped),
             far(infinite, minibatch.gradient(build(TokenRatio(), UNCLIPPED))),
@@ -191,7 +191,7 @@ def test_the_soft_gate_has_its_own_slope(prove):
             p = 1 / (1 + torch.exp(-tau * (ratios - 1)))
             got = coefficients(Sapo(temperature_positive=1.0, temperature_negative=1.5), advantage)
             errors.append(far(got, 4 * p * (1 - p) * ratios * advantage))
-        return max(errors)
+        return worst(errors)
 
     prove(
         "SAPO: 4 p (1 - p) ratio A, p the sigmoid of tau (ratio - 1), tau by the sign of A",
@@ -221,7 +221,7 @@ def test_the_ratio_of_a_completion_is_its_geometric_mean(prove):
                     torch.autograd.grad(minibatch.loss(objective, rows=rows).loss, minibatch.logprobs_BT)[0][row], want
                 ),
             ]
-        return max(errors)
+        return worst(errors)
 
     def mean_of_all_positions(values_BT, mask_BT):
         return values_BT.masked_fill(~mask_BT, 0.0).mean(dim=1, keepdim=True)
@@ -246,7 +246,7 @@ def test_the_token_form_of_gspo_is_gspo(prove):
                 far(minibatch.loss(whole).loss, minibatch.loss(token).loss),
                 far(minibatch.gradient(whole), minibatch.gradient(token)),
             ]
-        return max(errors)
+        return worst(errors)
 
     def both_gradients(log_ratios_BT, mask_BT):
         means_B1 = log_ratios_BT.masked_fill(~mask_BT, 0.0).sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True)
@@ -272,7 +272,7 @@ def test_gmpo_clips_each_token_before_the_mean(prove):
             advantage = minibatch.batch.advantages_BT[row].item()
             held = [min(x, 0.1) if advantage > 0 else max(x, -0.1) for x in log_ratios_BT[row, :length].tolist()]
             value += exp(sum(held) / length) * advantage / 4
-        return max(
+        return worst(
             far(minibatch.gradient(wide), minibatch.gradient(gspo)),
             far(minibatch.loss(wide).loss, minibatch.loss(gspo).loss),
             abs(minibatch.loss(narrow).loss.item() + value),
@@ -307,7 +307,7 @@ def test_luspo_is_gspo_times_the_length(prove):
         by_hand = sum(
             length * minibatch.loss(mean, rows=slice(row, row + 1)).loss for row, length in enumerate((3, 1, 4, 2))
         )
-        return max(
+        return worst(
             far(minibatch.gradient(total), lengths_B1 * minibatch.gradient(mean)),
             far(minibatch.loss(total).loss, by_hand),
         )
