@@ -52,11 +52,11 @@ def test_the_bonus_ascends_the_entropy_of_visited_states(prove):
         "Williams and Peng 1991; A3C, section 4",
         error,
         mask_off_by_one(SEQUENCE_SUM),
-        keyword_sign(),
+        bonus_as_penalty(),
     )
 
 
-def keyword_sign():
+def bonus_as_penalty():
     """The bonus as a penalty."""
 
     def wrap(loss):
