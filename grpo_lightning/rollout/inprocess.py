@@ -30,9 +30,9 @@ class InProcessEngine(RolloutEngine):
     read once and its keys and values are copied to the rows of its group. Rows that have finished leave the batch and
     waiting ones enter, so that ragged lengths cost what they weigh.
 
-    In fp32, whose sums depend on the batch's shape in their last bits, what else is in the batch changed 9 of 1,645,435
-    tokens, or 5.5e-6 ± 2e-6 of them: from none of 419,794 for weights as they are initialised to 1.7e-5 ± 7e-6 for ten
-    times larger ones (``tools/measure_token_flips.py --num-tokens 400000``, CPU). In fp64, none.
+    In fp32, whose sums depend on the batch's shape in their last bits, what else is in the batch changed 7 of 1,635,402
+    tokens, or 4.3e-6 ± 2e-6 of them: from none of 408,695 for random weights of deviation 0.02 to 1.5e-5 ± 6e-6 for ten
+    times larger ones (``tools/measure_token_flips.py --num-tokens 400000``, CPU). In fp64, none of 128,153.
 
     Args:
         max_rows: Most completions decoded at once, which bounds the cache's memory; None for all.
