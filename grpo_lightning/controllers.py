@@ -1,13 +1,32 @@
 """Controllers: callbacks that change the run between two updates, at the one moment that a checkpoint stands at."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from grpo_lightning.groups import GroupOutcome
 from grpo_lightning.types import Coefficients
+
+
+class Retirable(Protocol):
+    """Where the training prompts come from."""
+
+    def num_others(self, than: Set[int]) -> int:
+        """How many prompts are neither retired nor have an index among `than`."""
+
+    def retire(self, index: int) -> None:
+        """Never draw the prompt of this index again."""
+
+
+class Shape(Protocol):
+    """The numbers of an iteration."""
+
+    @property
+    def prompts_per_iteration(self) -> int:
+        """Over all ranks."""
 
 
 class Regularisation(Protocol):
@@ -30,10 +49,20 @@ class Controlled(Protocol):
     num_updates: int
     """Optimizer steps of an iteration."""
     coefficients: Coefficients
+    outcomes: Sequence[GroupOutcome]
+    """Of the groups drawn since the last update, over all ranks and so the same on every rank."""
 
     @property
     def objective(self) -> Regularisation:
         """What is maximised."""
+
+    @property
+    def prompts(self) -> Retirable:
+        """Where the training prompts come from."""
+
+    @property
+    def shape(self) -> Shape:
+        """The numbers of an iteration."""
 
     def move_reference(self, share: float) -> None:
         """pi_ref <- share pi_theta + (1 - share) pi_ref."""

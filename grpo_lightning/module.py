@@ -19,7 +19,7 @@ from grpo_lightning.checkpointing import PolicyExport, write_whole
 from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
-from grpo_lightning.groups import GroupFilter, KeepAll
+from grpo_lightning.groups import GroupFilter, GroupOutcome, KeepAll, Refill, ScoredRollout, Selection
 from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.metrics import UpdateStatistics, rollout_metrics
 from grpo_lightning.objective import Objective
@@ -28,7 +28,7 @@ from grpo_lightning.phases import timed_phase
 from grpo_lightning.policy import Policy, PolicySource, frozen_copy, mix
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
 from grpo_lightning.preparation import Preparation
-from grpo_lightning.ranks import gather_over_ranks, sum_over_ranks
+from grpo_lightning.ranks import exchange_over_ranks, gather_over_ranks, sum_over_ranks
 from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
@@ -78,6 +78,8 @@ class GRPOModule(HeldOutLoops):
     """This rank's completions drawn last; `rewards` and `advantages_B` (the mean over their tokens) are theirs."""
     rewards: Rewards | None = None
     advantages_B: Tensor | None = None
+    outcomes: Sequence[GroupOutcome] = ()
+    """Of the groups drawn since the last update, over all ranks."""
     experience: Experience | None = None
     """What the updates learn from; None where the next rollout is due."""
     tokens_generated: int = 0
@@ -143,17 +145,18 @@ class GRPOModule(HeldOutLoops):
         if tick.starts_iteration:
             rollout = self.generate(self.prompts.take(self.shape.prompts_per_iteration))
             rewards = self.score(rollout)
-            self.experience = self.prepare(rollout, rewards)
+            groups = self.select(rollout, rewards)
+            self.experience = self.prepare(groups)
         with self.phase("update"):
             return self.loss(tick)
 
-    def generate(self, prompts: Sequence[Prompt]) -> Rollout:
-        """Draw a group of completions of each of this rank's prompts."""
+    def generate(self, prompts: Sequence[Prompt], *, first_slot: int = 0) -> Rollout:
+        """Draw a group of completions of each of this rank's prompts; the slots are dealt out to the ranks in turn."""
         with self.phase("generate"):
             return draw_groups(
                 self.engine,
-                prompts,
-                slots=range(self.global_rank, len(prompts), self.trainer.world_size),
+                dict(enumerate(prompts, start=first_slot)),
+                slots=range(first_slot + self.global_rank, first_slot + len(prompts), self.trainer.world_size),
                 group_size=self.shape.group_size,
                 sampling=self.sampling,
                 coordinates=Coordinates(seed=self.seed, stream=Stream.TRAINING, iteration=self.iteration),
@@ -167,10 +170,16 @@ class GRPOModule(HeldOutLoops):
             check_failure_rate(self.reward_callbacks, num_failed[:-1], num_failed[-1], self.max_failure_rate)
             return rewards
 
-    def prepare(self, rollout: Rollout, rewards: Rewards) -> Experience:
+    def select(self, rollout: Rollout, rewards: Rewards) -> Selection:
+        """Settle which groups the iteration looks at: those drawn, or with others in the place of some."""
+        selection = self._refill.select(ScoredRollout(rollout, rewards))
+        self.outcomes = selection.outcomes
+        return selection
+
+    def prepare(self, selection: Selection) -> Experience:
         """Samples, global counts, the log-probabilities that the updates are measured against, and advantages."""
         with self.phase("prepare"):
-            self.rollout, self.rewards = rollout, rewards
+            self.rollout, self.rewards = rollout, rewards = selection.selected
             groups = scored_groups(rollout, rewards).kept_by(self.groups.keep)
             learned_B = groups.valid_PG.flatten() & self.objective.keeps(rollout.is_truncated_B)
             minibatches = cut_into_minibatches(rollout, learned_B, self.shape)
@@ -178,7 +187,7 @@ class GRPOModule(HeldOutLoops):
                 iteration=self.iteration,
                 minibatches=minibatches,
                 counts=global_counts(minibatches, self._sum_over_ranks),
-                metrics=rollout_metrics(rollout, rewards, self._sum_over_ranks, threshold=self.evaluation.threshold),
+                metrics=rollout_metrics(*selection.drawn, self._sum_over_ranks, threshold=self.evaluation.threshold),
                 accumulate_grad_batches=self.trainer.accumulate_grad_batches,
             )
             self.tokens_generated += int(experience.metrics["completion/tokens"])
@@ -214,6 +223,7 @@ class GRPOModule(HeldOutLoops):
             self.experience = None
         self.engine.update_weights((), self.trainer.global_step + 1)
         tell_controllers(self.trainer, self, self._update_metrics)
+        self.outcomes = ()
         self._boundary.mark(self)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ARG002 - Lightning's signature
@@ -223,8 +233,7 @@ class GRPOModule(HeldOutLoops):
 
     def move_reference(self, share: float) -> None:
         """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""
-        assert self.policy is not None
-        assert self.reference is not None, "a controller that moves the reference has checked that there is one"
+        assert self.policy is not None and self.reference is not None, "controllers check that there is one"  # noqa: PT018
         mix(self.reference, self.policy, share=share)
         self.has_moved_reference = True
 
@@ -238,6 +247,29 @@ class GRPOModule(HeldOutLoops):
         return Forward(
             temperature=self.sampling.temperature, max_tokens=self.max_tokens_per_microbatch, device=self.device
         )
+
+    @property
+    def _refill(self) -> Refill:
+        num_ranks = self.trainer.world_size
+        return Refill(
+            groups=self.groups,
+            num_prompts=self.shape.prompts_per_iteration,
+            num_minibatches=self.shape.num_minibatches,
+            threshold=self.evaluation.threshold,
+            rank=self.global_rank,
+            num_ranks=num_ranks,
+            gather=partial(gather_over_ranks, num_ranks=num_ranks, device=self.device),
+            exchange=partial(exchange_over_ranks, num_ranks=num_ranks),
+            draw=self._draw_others,
+        )
+
+    def _draw_others(self, drawn: set[int], first_slot: int) -> ScoredRollout | None:
+        """A further round of an iteration; None where fewer prompts are left than it has."""
+        if self.prompts.num_others(drawn) < self.shape.prompts_per_iteration:
+            return None
+        prompts = self.prompts.take_others(self.shape.prompts_per_iteration, than=drawn)
+        rollout = self.generate(prompts, first_slot=first_slot)
+        return ScoredRollout(rollout, self.score(rollout))
 
     @property
     def _preparation(self) -> Preparation:

@@ -1,6 +1,7 @@
-"""What the ranks of a run tell each other: sums, and the rows of small tables."""
+"""What the ranks of a run tell each other: sums, the rows of small tables, and groups of completions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,3 +42,16 @@ def gather_over_ranks(rows: Tensor, *, num_ranks: int, device: torch.device) -> 
     of_ranks = [torch.empty_like(padded) for _ in range(num_ranks)]
     torch.distributed.all_gather(of_ranks, padded)
     return torch.cat([part[: int(count)] for part, count in zip(of_ranks, counts, strict=True)]).to(rows.device)
+
+
+def exchange_over_ranks(value: Any, *, num_ranks: int) -> list[Any]:
+    """The value of each rank, pickled on its way. A collective: every rank calls it.
+
+    Args:
+        value: Of this rank.
+        num_ranks: Of the run; one needs no process group.
+    """
+    values = [value] * num_ranks
+    if num_ranks > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values

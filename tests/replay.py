@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from grpo_lightning import GRPOModule
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import uniforms
+from grpo_lightning.groups import DynamicSampling
 from grpo_lightning.objective import (
     K3,
     Clipped,
@@ -83,15 +84,20 @@ class RecordedEngine(RolloutEngine):
 
 
 class TokenSum(RewardCallback):
-    """Depends on the tokens alone; where `fails_on_odd`, fails on the prompts of odd index."""
+    """Depends on the tokens alone; where `fails_on_odd`, fails on the prompts of odd index.
 
-    def __init__(self, fails_on_odd=False):
+    Where `num_solved_in_seven` is given, that many completions in seven are right, the others wrong.
+    """
+
+    def __init__(self, fails_on_odd=False, num_solved_in_seven=None):
         super().__init__(name="token_sum")
-        self.fails_on_odd = fails_on_odd
+        self.fails_on_odd, self.num_solved_in_seven = fails_on_odd, num_solved_in_seven
 
     def score(self, prompts, completions):
         odd = [self.fails_on_odd and prompt.index % 2 == 1 for prompt in prompts]
         sums = [sum(c.token_ids) % 7 / 7 for c in completions]
+        if self.num_solved_in_seven is not None:
+            sums = [float(s * 7 < self.num_solved_in_seven - 0.5) for s in sums]
         return [float("nan") if failed else s for failed, s in zip(odd, sums, strict=True)]
 
 
@@ -139,6 +145,8 @@ def make(
     aggregation="sequence",
     objective=None,
     live=False,
+    max_rounds=None,
+    num_solved_in_seven=None,
     callbacks=(),
     lr=1e-2,
     **trainer_kwargs,
@@ -161,6 +169,7 @@ def make(
         num_epochs=num_epochs,
         num_minibatches=num_minibatches,
         engine=InProcessEngine() if live else RecordedEngine(),
+        groups=DynamicSampling(max_rounds) if max_rounds else None,
         max_tokens_per_microbatch=max_tokens,
         max_failure_rate=1.0,
         seed=3,
@@ -182,7 +191,9 @@ def make(
         "max_epochs": -1,
         "log_every_n_steps": 1,
     }
-    trainer = Trainer(**{**settings, **trainer_kwargs}, callbacks=[TokenSum(fails_on_odd), record, *callbacks])
+    trainer = Trainer(
+        **{**settings, **trainer_kwargs}, callbacks=[TokenSum(fails_on_odd, num_solved_in_seven), record, *callbacks]
+    )
     return module, Sums(), trainer, record
 
 

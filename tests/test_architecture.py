@@ -38,7 +38,7 @@ MAY_IMPORT = {
     # The stages know the mathematics and the dictionary, not each other.
     **dict.fromkeys(STAGES, PURE),
     # What the module is put together from.
-    "controllers": PURE,
+    "controllers": {"groups", *PURE},
     "evaluation": {"rewards", "rollout", *PURE},
     "held_out": {"evaluation", "rewards", "rollout", *PURE},
     "metrics": PURE,

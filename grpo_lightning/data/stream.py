@@ -1,7 +1,7 @@
 """The global order of the training prompts."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -57,6 +57,23 @@ class PromptStream:
             if prompt.index not in self.retired:
                 taken.append(prompt)
         return taken
+
+    def num_others(self, than: Set[int]) -> int:
+        """How many prompts are neither retired nor have an index among `than`."""
+        return len(self._indices - self.retired - than)
+
+    def take_others(self, n: int, *, than: Set[int]) -> list[Prompt]:
+        """The next n prompts that differ from each other and from those with an index among `than`.
+
+        What is passed over has had its turn. There must be n such prompts, see `num_others`.
+        """
+        assert self.num_others(than) >= n, "the caller has asked how many there are"
+        taken: dict[int, Prompt] = {}
+        while len(taken) < n:
+            (prompt,) = self.take(1)
+            if prompt.index not in than:
+                taken.setdefault(prompt.index, prompt)
+        return list(taken.values())
 
     def retire(self, index: int) -> None:
         """Never draw the prompt of this `Prompt.index` again.

@@ -11,6 +11,9 @@ from grpo_lightning.functional.advantages import has_zero_variance
 class GroupFilter(ABC):
     """Decides which groups the update learns from."""
 
+    max_rounds: int = 1
+    """Most often an iteration draws prompts: more than 1 to replace the groups that are left out."""
+
     @abstractmethod
     def keep(self, rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
         """bool, per group. The others take no part in the loss or in its denominators."""

@@ -1,6 +1,6 @@
 """What an engine is asked for: a group of completions of each prompt, or one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_lightning.rollout.engine import RolloutEngine
@@ -9,7 +9,7 @@ from grpo_lightning.types import Coordinates, EvaluationPrompt, GenerationReques
 
 def draw_groups(
     engine: RolloutEngine,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt] | Mapping[int, Prompt],
     *,
     slots: Sequence[int],
     group_size: int,
@@ -20,7 +20,7 @@ def draw_groups(
 
     Args:
         engine: Draws them.
-        prompts: Of the iteration, over all ranks.
+        prompts: Of the iteration, over all ranks, by slot.
         slots: Which of them are this rank's.
         group_size: G, completions per prompt.
         sampling: How they are drawn.

@@ -130,3 +130,21 @@ def test_where_one_prompt_ends_and_the_next_begins_is_part_of_the_fingerprint():
     long = [Prompt(index=0, token_ids=(1, 5), text=""), Prompt(index=7, token_ids=(9,), text="")]
     states = [PromptStream(cut, seed=0).state_dict() for cut in (short, long)]
     assert states[0]["fingerprint"] != states[1]["fingerprint"]
+
+
+def test_others_differ_from_each_other_and_from_those_taken():
+    some = stream(5)
+    first = {prompt.index for prompt in some.take(4)}
+    assert some.num_others(first) == 1
+    others = some.take_others(1, than=first)  # the fifth of the epoch
+    assert not {prompt.index for prompt in others} & first
+    # Into the next epoch, whose order may begin with those taken before.
+    again = some.take_others(3, than={0, 1})
+    assert sorted(prompt.index for prompt in again) == [2, 3, 4]
+
+
+def test_the_retired_are_no_others():
+    some = stream(5)
+    some.retire(3)
+    assert some.num_others({0}) == 3
+    assert sorted(prompt.index for prompt in some.take_others(3, than={0})) == [1, 2, 4]
