@@ -27,6 +27,9 @@ class CharacterPolicy(PolicySource):
         tie_embeddings: Whether the head shares the embedding's weights.
         init_std: Standard deviation of the random weights, > 0. The usual 0.02 is meant for models some thousand wide;
             a model of this size then sits still for its first hundreds of steps.
+
+    Raises:
+        ConfigurationError: A size is less than 1, the heads do not divide the width, or the alphabet repeats itself.
     """
 
     def __init__(
@@ -40,6 +43,16 @@ class CharacterPolicy(PolicySource):
         tie_embeddings: bool = False,
         init_std: float = 0.04,
     ) -> None:
+        sizes = {
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "intermediate_size": 1 if intermediate_size is None else intermediate_size,
+            "max_positions": max_positions,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ConfigurationError(f"model.policy.{name} must be >= 1, got {size}.")
         if len(set(characters)) != len(characters):
             twice = next(c for c in characters if characters.count(c) > 1)
             raise ConfigurationError(f"model.policy.characters names {twice!r} twice.")

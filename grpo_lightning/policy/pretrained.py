@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.policy.source import PolicySource
@@ -44,7 +45,7 @@ class PretrainedPolicy(PolicySource):
             tokenizer = AutoTokenizer.from_pretrained(self._location, **self._hub)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigurationError(
-                f"model.policy.path: no tokenizer could be loaded from {self.path!r}: {_first_line(error)}"
+                f"model.policy.path: no tokenizer could be loaded from {self.path!r}: {_reason(error)}"
             ) from error
         if tokenizer.eos_token_id is None:
             raise ConfigurationError(f"model.policy.path: the tokenizer of {self.path!r} has no end-of-sequence token.")
@@ -55,9 +56,9 @@ class PretrainedPolicy(PolicySource):
         self._require_folder()
         try:
             return AutoModelForCausalLM.from_pretrained(self._location, **self._hub, **self._model)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ConfigurationError(
-                f"model.policy.path: no causal language model could be loaded from {self.path!r}: {_first_line(error)}"
+                f"model.policy.path: no causal language model could be loaded from {self.path!r}: {_reason(error)}"
             ) from error
 
     @property
@@ -75,5 +76,8 @@ class PretrainedPolicy(PolicySource):
             raise ConfigurationError(f"model.policy.path: the model folder {self.path!r} {missing}.")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _reason(error: Exception) -> str:
+    """The first line of what `error` says, or all of it where that line only announces the others."""
+    message = str(error).strip() or type(error).__name__
+    first = message.splitlines()[0].rstrip()
+    return " ".join(message.split()) if first.endswith(":") else first

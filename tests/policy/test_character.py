@@ -76,3 +76,10 @@ def test_the_deviation_of_the_weights_is_that_of_the_settings(init_std):
 def test_a_setting_that_cannot_be_is_refused_when_the_object_is_built(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         CharacterPolicy(**settings)
+
+
+@pytest.mark.parametrize("name", [*TINY, "intermediate_size"])
+@pytest.mark.parametrize("size", [0, -16])
+def test_a_size_below_one_is_refused_by_key(name, size):
+    with pytest.raises(ConfigurationError, match=f"model.policy.{name} must be >= 1, got {size}"):
+        CharacterPolicy(**{**TINY, name: size})

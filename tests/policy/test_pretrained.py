@@ -100,3 +100,18 @@ def test_a_folder_without_weights_is_named(folder):
 
 def test_nothing_is_loaded_before_it_is_asked_for():
     PretrainedPolicy("./absent")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 5000])
+def test_weights_that_break_off_are_refused(folder, num_bytes):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:num_bytes])
+    assert "model.policy.path: no causal language model" in refuse(folder, "load_model")
+
+
+def test_the_reason_for_a_missing_tokenizer_is_said_to_its_end(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    message = refuse(folder)
+    assert "model.policy.path" in message
+    assert not message.rstrip().endswith(":")
