@@ -84,6 +84,8 @@ class Prompt:
     """The conversation, where the data are conversational; then reward functions get messages."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The row's other columns (``answer`` ...), handed to reward functions by name."""
+    place: str | None = None
+    """Where the row stands, for the messages of mistakes in it: ``train.jsonl:17``; None where that is not known."""
 
 
 class Demonstration(NamedTuple):
@@ -122,10 +124,13 @@ class SamplingParams:
     Args:
         temperature: Divides the logits, > 0; 0 means greedy (evaluation only).
         max_new_tokens: Longest completion in tokens, end-of-sequence token included, >= 1.
-        min_new_tokens: No end of sequence before this many tokens.
+        min_new_tokens: No end of sequence before this many tokens, in [0, max_new_tokens].
         top_k: Draw from the k likeliest tokens; None for all. Evaluation only.
         top_p: Draw from the smallest set of tokens whose probability reaches this, in (0, 1]. Evaluation only.
         stop: Strings that end a completion; the text keeps them.
+
+    Raises:
+        ConfigurationError: `min_new_tokens` is out of its range.
     """
 
     temperature: float = 1.0
@@ -134,6 +139,13 @@ class SamplingParams:
     top_k: int | None = None
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens < 0 or self.min_new_tokens > self.max_new_tokens >= 1:
+            raise ConfigurationError(
+                f"model.sampling.min_new_tokens must be in [0, model.sampling.max_new_tokens = {self.max_new_tokens}], "
+                f"got {self.min_new_tokens}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

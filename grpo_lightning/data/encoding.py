@@ -70,7 +70,7 @@ class PromptEncoder:
         empty = next((i for i, ids in enumerate(token_ids) if not ids), None)
         if empty is not None:
             raise ConfigurationError(f"data: {place_of(rows[empty], empty)} has an empty prompt.")
-        _warn_of_unknown_tokens(token_ids, rows, tokenizer)
+        _check_unknown_tokens(token_ids, rows, tokenizer)
         return [
             self._prompt(i, row, content, tuple(ids))
             for i, (row, content, ids) in enumerate(zip(rows, contents, token_ids, strict=True))
@@ -78,10 +78,11 @@ class PromptEncoder:
 
     def _prompt(self, index: int, row: Row, content: Content, token_ids: tuple[int, ...]) -> Prompt:
         columns = {name: value for name, value in row.items() if name != self.prompt_column}
+        place = getattr(row, "place", None)
         if isinstance(content, str):
-            return Prompt(index=index, token_ids=token_ids, text=content, columns=columns)
+            return Prompt(index=index, token_ids=token_ids, text=content, columns=columns, place=place)
         text = next((m["content"] for m in reversed(content) if m["role"] == "user"), content[-1]["content"])
-        return Prompt(index=index, token_ids=token_ids, text=text, messages=content, columns=columns)
+        return Prompt(index=index, token_ids=token_ids, text=text, messages=content, columns=columns, place=place)
 
     def _content(self, row: Row, place: str) -> Content:
         """The row's prompt with everything around it that the settings ask for."""
@@ -167,11 +168,19 @@ def _written(messages: Content, place: str, tokenizer: PreTrainedTokenizerBase) 
         ) from error
 
 
-def _warn_of_unknown_tokens(
+def _check_unknown_tokens(
     token_ids: Sequence[Sequence[int]], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:
+    """Refuse a prompt of which the policy would see nothing; warn of one of which it does not see everything."""
     unknown = tokenizer.unk_token_id
     places = [i for i, ids in enumerate(token_ids) if unknown is not None and unknown in ids]
+    special = set(tokenizer.all_special_ids)
+    for i in places:
+        if special.issuperset(token_ids[i]):
+            raise ConfigurationError(
+                f"data: the tokenizer knows no character of the prompt of {place_of(rows[i], i)}. Its vocabulary comes "
+                "from model.policy (for a CharacterPolicy: model.policy.characters)."
+            )
     if places:
         logger.warning(
             "data: %d of %d prompts have characters that the tokenizer does not know; the first is %s.",

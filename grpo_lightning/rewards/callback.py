@@ -79,9 +79,10 @@ class RewardCallback(Callback, ABC):
             ConfigurationError: The row has no such column.
         """
         if column not in prompt.columns:
+            row = prompt.place or f"row {prompt.index} of the data"
             present = ", ".join(map(repr, prompt.columns)) or "none"
             raise ConfigurationError(
-                f"{self} reads the column {column!r}, which row {prompt.index} of the data does not have.\n"
+                f"{self} reads the column {column!r}, which {row} does not have.\n"
                 f"Columns there: {present}. Map one to {column!r} under `data`, or change the reward's settings."
             )
         return prompt.columns[column]

@@ -150,3 +150,16 @@ def test_unknown_characters_are_counted_and_said(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         encoder().encode([{"prompt": "2+2="}, {"prompt": "2€"}, {"prompt": "3€"}], tokenizer)
     assert "2 of 3 prompts have characters that the tokenizer does not know; the first is row 1." in caplog.text
+
+
+def test_a_prompt_of_unknown_characters_alone_is_refused_with_its_row(tokenizer):
+    rows = [PlacedRow({"prompt": text}, place=f"train.jsonl:{n}") for n, text in enumerate(["2+2=", "€€"], start=1)]
+    with pytest.raises(ConfigurationError, match=r"prompt of train\.jsonl:2.*model\.policy\.characters"):
+        encoder().encode(rows, tokenizer)
+
+
+def test_a_prompt_knows_where_its_row_stands(tokenizer):
+    placed, plain = encoder().encode(
+        [PlacedRow({"prompt": "2+2="}, place="train.jsonl:17"), {"prompt": "1+1="}], tokenizer
+    )
+    assert (placed.place, plain.place) == ("train.jsonl:17", None)
