@@ -6,7 +6,7 @@ A reward says                         of that completion
 a finite number                       its value
 `StepScores`                          its value is the sum of the steps' scores
 None                                  the reward does not apply; the others decide
-NaN, infinity, or raises              the reward failed: the completion takes no part in the update
+NaN, more than 1e30, or raises        the reward failed: the completion takes no part in the update
 ====================================  ==========================================================
 
 A string, or a wrong number of values, is a mistake in the reward function. It stops the run at once, because no
@@ -22,10 +22,14 @@ from typing import Any
 import torch
 
 from grpo_lightning.rewards.callback import RewardCallback
+from grpo_lightning.rewards.first_failure import summarize
 from grpo_lightning.types import Completion, ConfigurationError, Prompt, Rewards, Score, StepScores
 
+LARGEST_SCORE = 1e30
+"""Of a score's magnitude: up to here sums and squares are finite, and so are advantages in single precision."""
 
-class RewardFailureError(RuntimeError):
+
+class RewardFailureError(ConfigurationError):
     """A reward failed on so many completions that training on the rest would mean little."""
 
 
@@ -96,15 +100,27 @@ def check_failure_rate(
         max_failure_rate: The largest share of failures to go on with, in [0, 1].
 
     Raises:
-        RewardFailureError: A reward's share is larger.
+        RewardFailureError: A reward's share is larger; the message has the place of its first failure.
+        ConfigurationError: `max_failure_rate` is no share.
     """
+    check_max_failure_rate(max_failure_rate)
     for reward, failed in zip(rewards, failed_counts, strict=True):
         if failed > max_failure_rate * count:
-            first = reward.first_failure or "on another rank: see its log."
+            first = summarize(reward.first_failure) if reward.first_failure else "On another rank: see its log."
             raise RewardFailureError(
                 f"{reward} failed on {failed:g} of {count:g} completions ({failed / count:.1%}); "
                 f"model.max_failure_rate allows {max_failure_rate:.1%}. The first failure was:\n{first}"
             )
+
+
+def check_max_failure_rate(max_failure_rate: float) -> None:
+    """The limit is a share.
+
+    Raises:
+        ConfigurationError: It is not in [0, 1].
+    """
+    if not 0 <= max_failure_rate <= 1:
+        raise ConfigurationError(f"model.max_failure_rate must be in [0, 1], got {max_failure_rate}.")
 
 
 def expect_list(reward: RewardCallback, scores: object, count: int) -> list[Any]:
@@ -144,7 +160,7 @@ def _value(reward: RewardCallback, score: object, completion: Completion) -> flo
     if score is None:
         return math.nan
     value = _sum_of_steps(reward, score, completion) if isinstance(score, StepScores) else _number(reward, score)
-    if math.isfinite(value):
+    if _is_usable(value):
         return value
     reward.report_failure(f"It returned {value} for the completion {completion.text[:200]!r}.")
     return math.nan
@@ -155,6 +171,8 @@ def _number(reward: RewardCallback, score: object) -> float:
     if not isinstance(score, str | bytes):
         try:
             return float(score)  # type: ignore[arg-type]  # whatever converts is welcome, the rest is reported
+        except OverflowError:  # a whole number beyond every float
+            return math.inf
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several elements
             pass
     raise ConfigurationError(
@@ -172,7 +190,13 @@ def _sum_of_steps(reward: RewardCallback, steps: StepScores, completion: Complet
             f"{reward} must return StepScores with one increasing end position in 0..{length - 1} per score\n"
             f"(the completion has {length} tokens), or None where there are no steps, got {_describe(steps)}."
         )
-    return math.fsum(_number(reward, score) for score in steps.scores)
+    scores = [_number(reward, score) for score in steps.scores]
+    unusable = next((score for score in scores if not _is_usable(score)), None)
+    return math.fsum(scores) if unusable is None else unusable
+
+
+def _is_usable(value: float) -> bool:
+    return abs(value) <= LARGEST_SCORE  # False for NaN
 
 
 def _describe(value: object) -> str:

@@ -234,3 +234,24 @@ def test_more_failures_than_the_limit_stop_the_run_with_a_diagnosis():
     ) as caught:
         check_failure_rate([sound, broken], [0, 11], 100, 0.1)
     assert "model.max_failure_rate" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "score", [1e308, -1e31, 10**400, StepScores((1e308, 1e308), (0, 1)), StepScores((float("inf"), 1.0), (0, 1))]
+)
+def test_a_score_that_sums_would_overflow_on_is_a_failure(score):
+    rewards = score_rollout([Table({"a": score, "b": 1.0})], [prompt(0), prompt(1)], [completion("a"), completion("b")])
+    assert rewards.failed_BK.tolist() == [[True], [False]]
+    assert rewards.values_BK[1, 0] == 1.0
+
+
+@pytest.mark.parametrize("rate", [-1.0, 1.5, float("nan")])
+def test_a_limit_that_is_no_share_is_refused_by_key(rate):
+    with pytest.raises(ConfigurationError, match=r"model\.max_failure_rate must be in \[0, 1\]"):
+        check_failure_rate([Table({})], [0], 100, rate)
+
+
+def test_a_missing_column_is_named_with_the_place_of_its_row():
+    row = Prompt(index=16, token_ids=(1,), text="question", place="train.jsonl:17")
+    with pytest.raises(ConfigurationError, match=r"which train\.jsonl:17 does not have"):
+        Table({}).read_column(row, "answer")
