@@ -13,9 +13,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.optim import Optimizer
 
 from grpo_lightning.constructors import class_of, hint_of, known_classes, owner_of, settings_of
 from grpo_lightning.types import ConfigurationError
@@ -43,6 +45,7 @@ _REQUIRED = re.compile(r"^the following arguments are required: (?P<keys>.+)$")
 _NO_CLASS = re.compile(r"^(?:Expected a dot import path string|Unexpected import path format): (?P<name>.+)$")
 _NO_CALLABLE = re.compile(r"^Expected an import path or a subclass spec, but got ")
 _NO_GROUP = re.compile(r"^Unable to load config (?P<value>'.*'|\".*\")$")
+_NOT_LOADED = re.compile(r"^(?P<reason>.+)\. Got value: (?P<name>[\w.]+)\.?$")
 _MISMATCH = re.compile(r"^Expected an? (?P<type>.+)\. Got value: (?P<value>.*)$")
 _PLAIN_TYPES = {
     "int": "a whole number",
@@ -112,13 +115,13 @@ def check_config_files(args: Sequence[str]) -> None:
 
 
 def check_groups(settings: Namespace) -> None:
-    """Refuse a plain value in a config file where a group of settings belongs, which the parser lets through.
+    """Refuse what the parser lets through: a plain value for a group of settings, and settings of no optimizer.
 
     Args:
         settings: What was parsed for a command.
 
     Raises:
-        ConfigurationError: There is one; the message names its key.
+        ConfigurationError: There is such a value; the message names its key.
     """
     if not isinstance(settings.get("trainer"), Namespace):
         raise ConfigurationError(_not_a_group("trainer", None, repr(settings.get("trainer"))))
@@ -128,7 +131,10 @@ def check_groups(settings: Namespace) -> None:
 
 def _check_value(value: Any, hint: Any, key: str) -> None:
     if isinstance(value, Namespace) and "class_path" in value:
-        _check_settings(value.get("init_args"), class_of(value.class_path), key)
+        owner = class_of(value.class_path)
+        _check_settings(value.get("init_args"), owner, key)
+        if issubclass(owner, Optimizer):
+            _check_optimizer(owner, value.get("init_args"), key)
     elif isinstance(hint, type) and is_dataclass(hint):
         if not isinstance(value, Namespace):
             raise ConfigurationError(_not_a_group(key, hint, repr(value)))
@@ -138,6 +144,14 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
 def _check_settings(settings: Namespace | None, owner: type, key: str) -> None:
     for name, value in vars(settings).items() if settings else ():
         _check_value(value, hint_of(owner, name), f"{key}.{name}")
+
+
+def _check_optimizer(owner: type[Optimizer], settings: Namespace | None, key: str) -> None:
+    """Build the optimizer over a stand-in, for only its constructor knows what it accepts."""
+    try:
+        owner([torch.nn.Parameter(torch.zeros(2, 2))], **(settings.as_dict() if settings else {}))
+    except ValueError as error:
+        raise ConfigurationError(f"{key}: {owner.__name__} refuses its settings: {error}.") from error
 
 
 def _read(message: str) -> _Problem:
@@ -182,7 +196,7 @@ def _explain(problem: _Problem) -> str:
     if _NO_CALLABLE.match(problem.reason):
         return _not_a_class(problem)
     if mismatch := _MISMATCH.match(problem.reason):
-        return f"{problem.key()} must be {_plain(mismatch['type'])}, got {mismatch['value']!r}."
+        return _mismatch(problem.key(), _plain(mismatch["type"]), mismatch["value"])
     if group := _NO_GROUP.match(problem.reason):
         return _not_a_group(problem.key(), _group(problem), group["value"])
     if (missing := _NO_CLASS.match(problem.reason)) and problem.alternatives:
@@ -195,9 +209,16 @@ def _explain(problem: _Problem) -> str:
         return _not_a_class(problem)
     if not problem.reason:
         return f"{problem.key()} must be {' or '.join(map(_plain, problem.alternatives))}, got {problem.given}."
+    if not_loaded := _NOT_LOADED.match(problem.reason):
+        return f"{problem.key()}: cannot load the class {not_loaded['name']!r}: {not_loaded['reason']}."
     if problem.class_path:
         return f"{problem.key()}: cannot load the class {problem.class_path!r}: {problem.reason}."
     return f"{problem.key()}: {problem.reason}" if problem.keys else problem.reason
+
+
+def _mismatch(key: str, expected: str, got: str) -> str:
+    hint = "\nYAML takes what follows a # for a comment: write \"['#']\" for a list with one." if got == "None" else ""
+    return f"{key} must be {expected}, got {got!r}.{hint if expected == 'a list' else ''}"
 
 
 def _unknown_setting(problem: _Problem, name: str) -> str:

@@ -76,6 +76,10 @@ class Text(Uneven):
         return ["good"] * len(completions)
 
 
+def broken(completions, **columns):
+    return [1 / 0 for _ in completions]
+
+
 def in_words(prompts, completions, **columns):
     return "good"
 '''
@@ -175,6 +179,25 @@ KNOWN_BEFORE_THE_MODEL = {
         "model.optimizer.lr",
         "a number, got 'fast'",
     ),
+    "a negative learning rate": ({"model.init_args.optimizer.init_args.lr": -1.0}, "model.optimizer: AdamW", "-1.0"),
+    "an optimizer that its package lacks": (
+        {"model.init_args.optimizer.class_path": "torch.optim.Nope"},
+        "model.optimizer",
+        "'torch.optim.Nope'",
+    ),
+    "no width": ({"model.init_args.policy.init_args.hidden_size": 0}, "model.policy.hidden_size", ">= 1, got 0"),
+    "no heads": ({"model.init_args.policy.init_args.num_heads": 0}, "model.policy.num_heads", ">= 1, got 0"),
+    "fewer tokens than none": ({"model.init_args.sampling.min_new_tokens": -1}, "model.sampling.min_new_tokens", "-1"),
+    "a minimum above the maximum": (
+        {"model.init_args.sampling.min_new_tokens": 5},
+        "model.sampling.min_new_tokens",
+        "model.sampling.max_new_tokens = 4",
+    ),
+    "an alphabet without the prompts' characters": (
+        {"model.init_args.policy.init_args.characters": "xyz"},
+        "model.policy.characters",
+        "row 0",
+    ),
     "a hub id for a policy": ({"model.init_args.policy": "owner/model"}, "model.policy", "no class is called"),
     "an unknown class of the optimizer": (
         {"model.init_args.optimizer.class_path": "Adamm"},
@@ -246,6 +269,29 @@ def test_a_reward_function_that_returns_a_string_stops_the_run(config, capsys, n
         [{"class_path": "FunctionReward", "init_args": {"function": "own_rewards.in_words"}}],
     )
     assert "in_words" in mistake(capsys, config)
+
+
+def test_a_reward_function_that_always_raises_stops_the_run_with_its_own_line(config, capsys, no_step):
+    put(
+        config, "trainer.callbacks", [{"class_path": "FunctionReward", "init_args": {"function": "own_rewards.broken"}}]
+    )
+    message = mistake(capsys, config)
+    assert "'broken'" in message
+    assert "ZeroDivisionError" in message
+    line = OWN_REWARDS.splitlines().index("    return [1 / 0 for _ in completions]") + 1
+    assert f"own_rewards.py, line {line}, in " in message
+
+
+def test_a_share_of_failures_that_is_none_stops_the_run(config, capsys, no_step):
+    for rate in (-1.0, 2.0, float("nan")):
+        put(config, "model.init_args.max_failure_rate", rate)
+        assert f"model.max_failure_rate must be in [0, 1], got {rate}" in mistake(capsys, config)
+
+
+def test_a_stop_string_that_the_command_line_takes_for_a_comment_is_explained(config, capsys, no_model):
+    message = mistake(capsys, config, "--model.sampling.stop", "#")
+    assert "model.sampling.stop must be a list" in message
+    assert "comment" in message
 
 
 def test_a_reward_function_that_does_not_exist_is_named(config, capsys, no_model):
@@ -352,6 +398,13 @@ class TestDataFiles:
         Path("run.yaml").write_text(yaml.safe_dump(config))
         message = mistake_of(capsys, command, "--config", "run.yaml")
         assert "data: there are no held-out prompts to evaluate on" in message
+
+
+def test_a_row_without_the_column_that_a_reward_reads_is_named_by_its_line(config, capsys, no_step):
+    Path("train.jsonl").write_text("".join(json.dumps({"prompt": row["question"]}) + "\n" for row in ROWS))
+    put(config, "data", {"class_path": "JSONLines", "init_args": {"train_path": "train.jsonl"}})
+    put(config, "trainer.callbacks", [{"class_path": "ExactAnswer"}])
+    assert "'answer', which train.jsonl:" in mistake(capsys, config)
 
 
 class TestCheckpoints:
