@@ -27,6 +27,7 @@ import grpo_lightning.callbacks
 from grpo_lightning import chat
 from grpo_lightning.cold_start import make_missing_policy
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense
+from grpo_lightning.run_folder import set_aside
 from grpo_lightning.types import ConfigurationError
 
 OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {"chat": chat.main}
@@ -80,10 +81,15 @@ def main(args: list[str] | None = None) -> None:
 
 
 class _SaveConfigOfFit(SaveConfigCallback):
-    """Leaves the config of `fit` in the run's folder when the run is evaluated: it is what resumes the run."""
+    """Leaves the config of `fit` in the run's folder when the run is evaluated: it is what resumes the run.
+
+    Without the checkpoint that a resumed run went on from: whoever reads the config later names a checkpoint, or none.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None
             super().setup(trainer, pl_module, stage)
 
 
@@ -111,6 +117,17 @@ class _CommandLine(LightningCLI):
         if self.subcommand == "fit" and isinstance(policy, Namespace):
             is_resumed = settings.get("ckpt_path") is not None
             make_missing_policy(policy, seed=int(settings["seed_everything"]), is_resumed=is_resumed)
+
+    def before_fit(self) -> None:
+        """A new run begins in a folder of its own."""
+        settings = self.config["fit"]
+        # Asked of the environment: the strategy does not know its rank yet.
+        is_first = getattr(rank_zero_only, "rank", 0) == 0
+        if settings.get("ckpt_path") is None and is_first:
+            policy = settings.get("model.init_args.policy.init_args.path")
+            earlier = set_aside(self.trainer, in_use=Path(policy) if policy else None)
+            if earlier is not None:
+                print(f"An earlier run was moved to {earlier}. To go on with one, give its --ckpt_path.", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
@@ -140,12 +157,18 @@ def _the_seed(seed_everything: bool | int, owner: Namespace | None) -> int:
 
 def _require_checkpoint(path: str | None) -> None:
     """Look at the checkpoint before anything long begins; its tensors are mapped, not read."""
-    if path is None or path.startswith(("last", "best", "hpc", "registry")):
+    if path in (None, "last", "best", "hpc", "registry") or path.startswith("registry:"):
         return
     if not Path(path).exists():
         raise ConfigurationError(f"ckpt_path: the checkpoint {path!r} does not exist.")
+    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in _SHARDED):
+        raise ConfigurationError(f"ckpt_path: the folder {path!r} is not a checkpoint of Lightning.")
     if Path(path).is_file() and not (is_zipfile(path) and _is_of_lightning(path)):
         raise ConfigurationError(f"ckpt_path: {path!r} is not a checkpoint of Lightning.")
+
+
+_SHARDED = ("meta.pt", "checkpoint", "latest")
+"""One of these lies in a checkpoint that is a folder: of FSDP, or of DeepSpeed."""
 
 
 def _is_of_lightning(path: str) -> bool:

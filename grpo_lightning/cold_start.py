@@ -44,10 +44,14 @@ def make_missing_policy(policy: Namespace, *, seed: int, is_resumed: bool = Fals
             return
         raise ConfigurationError(f"model.policy.made_by: the config {config!r} does not exist.")
     recipe = {"config": sha256(Path(config).read_bytes()).hexdigest(), "seed": seed}
-    if _is_policy(folder) and _recorded(folder) in (None, recipe):
+    # What the folder holds after a run that broke off in the middle of making it, nobody knows.
+    unfinished = folder.with_name(f".{folder.name}.{RECORD}")
+    if _is_policy(folder) and _recorded(folder) in (None, recipe) and not unfinished.exists():
         return
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(recipe) + "\n")
     _make(path, config, seed)
-    (folder / RECORD).write_text(json.dumps(recipe) + "\n")
+    unfinished.replace(folder / RECORD)
 
 
 def _make(path: str, config: str, seed: int) -> None:

@@ -78,6 +78,10 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
             "trainer.callbacks: GradientAccumulationScheduler is not supported: a minibatch is cut into "
             "micro-batches before its first backward. Set trainer.accumulate_grad_batches."
         )
+    if trainer.accumulate_grad_batches < 1:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches must be >= 1, got {trainer.accumulate_grad_batches}."
+        )
     divisor = shape.num_minibatches * trainer.world_size
     if shape.prompts_per_iteration % divisor:
         raise ConfigurationError(
@@ -98,15 +102,30 @@ def check_alignment(trainer: Trainer, loader: TickLoader) -> None:
     Raises:
         ConfigurationError: A limit or an interval in micro-batches falls into the middle.
     """
-    limit = trainer.limit_train_batches
-    if isinstance(limit, int) and limit % loader.ticks_per_iteration:
+    num_batches = min(len(loader), _share_of(trainer.limit_train_batches, len(loader)))
+    if num_batches % loader.ticks_per_iteration:
+        key, value = _what_limits(trainer)
         raise ConfigurationError(
-            f"trainer.limit_train_batches must be a multiple of the {loader.ticks_per_iteration} micro-batches of "
-            f"an iteration, got {limit}."
+            f"trainer.{key}: an epoch of {num_batches} micro-batches would end in the middle of an iteration, got "
+            f"{value}.\nIt must be a multiple of the {loader.ticks_per_iteration} micro-batches of an iteration."
         )
     interval = trainer.val_check_interval
-    if isinstance(interval, int) and interval % trainer.accumulate_grad_batches:
+    if isinstance(interval, int | float) and _share_of(interval, num_batches) % trainer.accumulate_grad_batches:
         raise ConfigurationError(
-            "trainer.val_check_interval counts micro-batches and must be a multiple of "
+            "trainer.val_check_interval counts micro-batches, or is a share of an epoch's, and must be a multiple of "
             f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches}, got {interval}."
         )
+
+
+def _share_of(limit: float, number: int) -> int:
+    """What Lightning makes of a setting that is a number of batches, or a share of them."""
+    return int(limit) if isinstance(limit, int) else int(limit * number)
+
+
+def _what_limits(trainer: Any) -> tuple[str, float]:
+    """The setting that cut the epoch short, as its user knows it."""
+    if trainer.fast_dev_run:
+        return "fast_dev_run", trainer.fast_dev_run
+    if trainer.overfit_batches:
+        return "overfit_batches", trainer.overfit_batches
+    return "limit_train_batches", trainer.limit_train_batches

@@ -1,8 +1,11 @@
 """Where a run's artefacts lie."""
 
+from itertools import count
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+
+from grpo_lightning.types import ConfigurationError
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -15,3 +18,33 @@ def run_folder(trainer: Trainer) -> Path:
         trainer: Set up, so that its ranks can talk to each other.
     """
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def set_aside(trainer: Trainer, *, in_use: Path | None) -> Path | None:
+    """Move an earlier run away that lies where a new one is about to write, so that neither loses anything.
+
+    A run is a folder of the first logger with a ``config.yaml``; ``runs/name`` becomes ``runs/name.1``, or the next
+    number that is free. Call it on one rank, before the first file is written.
+
+    Args:
+        trainer: Of the new run.
+        in_use: A folder that the new run reads, if any.
+
+    Returns:
+        Where the earlier run is now; None where there was none.
+
+    Raises:
+        ConfigurationError: The new run reads what it would move.
+    """
+    log_dir = getattr(trainer.loggers[0], "log_dir", None) if trainer.loggers else None
+    if log_dir is None or not (Path(log_dir) / "config.yaml").is_file():
+        return None
+    folder = Path(log_dir)
+    if in_use is not None and folder.resolve() in in_use.resolve().parents:
+        raise ConfigurationError(
+            f"model.policy.path: {in_use} lies in the folder of an earlier run, which this one would write to.\n"
+            "Name another folder in trainer.logger."
+        )
+    earlier = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
+    folder.rename(earlier)
+    return earlier

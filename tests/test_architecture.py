@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "cold_start": PURE,
     "constructors": set(),
     "parse_errors": {"constructors", *PURE},
-    "cli": {"callbacks", "chat", "cold_start", "parse_errors", *PURE},
+    "cli": {"callbacks", "chat", "cold_start", "parse_errors", "run_folder", *PURE},
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},
 }

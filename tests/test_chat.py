@@ -33,6 +33,19 @@ def test_one_prompt_is_completed(folder, capsys):
     assert 0 < len(said(capsys).removesuffix("\n")) <= 5
 
 
+def test_a_completion_is_as_long_as_the_policy_has_positions(folder, capsys):
+    main(
+        [folder, "--prompt", "3+4=", "--seed", "1"]
+    )  # room for 60 of its 64, less than the 256 tokens of larger policies
+    assert 0 < len(said(capsys).removesuffix("\n")) <= 60
+
+
+@pytest.mark.parametrize(("prompt", "length", "room"), [("3+4=", 61, 60), ("1" * 64, None, 0), ("1" * 70, None, 0)])
+def test_a_completion_without_room_is_refused(folder, prompt, length, room):
+    with pytest.raises(ConfigurationError, match=f"--max_new_tokens: .* has room for {room} of its 64"):
+        chat(folder, prompt=prompt, max_new_tokens=length)
+
+
 def test_lines_of_the_standard_input_are_completed_until_it_ends(folder, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("3+4=\n\n5+1=\n"))
     chat(folder, max_new_tokens=3, temperature=0.0)
@@ -64,7 +77,7 @@ def test_a_chat_template_is_applied(folder, tmp_path, capsys):
     [
         ({"temperature": -1.0}, "--temperature must be >= 0"),
         ({"max_new_tokens": 0}, "--max_new_tokens must be >= 1"),
-        ({"max_new_tokens": 1000}, "64 positions"),
+        ({"max_new_tokens": 1000}, "room for 60 of its 64"),
     ],
 )
 def test_settings_out_of_range_are_refused(folder, settings, expected):

@@ -306,6 +306,21 @@ class TestMissingPolicy:
         cold_start.make_missing_policy(policy, seed=4)
         assert [command[-1] for command in commands] == ["3", "4", "4"]
 
+    def test_what_was_made_when_the_run_broke_off_is_made_again(self, policy, commands, monkeypatch):
+        run = cold_start.subprocess.run
+
+        def killed(command, check):
+            run(command, check)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cold_start.subprocess, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cold_start.make_missing_policy(policy, seed=3)
+        monkeypatch.setattr(cold_start.subprocess, "run", run)
+        cold_start.make_missing_policy(policy, seed=4)
+        cold_start.make_missing_policy(policy, seed=4)
+        assert [command[-1] for command in commands] == ["3", "4"]
+
     def test_a_resumed_run_keeps_the_folder_that_it_began_with(self, policy, commands):
         cold_start.make_missing_policy(policy, seed=3)
         cold_start.make_missing_policy(policy, seed=4, is_resumed=True)

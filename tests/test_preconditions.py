@@ -20,6 +20,8 @@ def trainer(**changes):
         "accumulate_grad_batches": 2,
         "limit_train_batches": 1.0,
         "val_check_interval": 1.0,
+        "fast_dev_run": False,
+        "overfit_batches": 0.0,
     }
     return SimpleNamespace(**{**defaults, **changes})
 
@@ -76,13 +78,38 @@ def test_every_micro_batch_can_have_a_completion():
         check_trainer(trainer(accumulate_grad_batches=9), SHAPE)
 
 
-def test_an_epoch_that_is_cut_short_ends_with_an_iteration():
-    check_alignment(trainer(limit_train_batches=24), LOADER)
-    with pytest.raises(ConfigurationError, match=r"trainer.limit_train_batches .* the 12 micro-batches .* got 18"):
-        check_alignment(trainer(limit_train_batches=18), LOADER)
+@pytest.mark.parametrize("number", [0, -1])
+def test_an_accumulation_of_nothing_is_refused(number):
+    with pytest.raises(ConfigurationError, match=f"trainer.accumulate_grad_batches must be >= 1, got {number}"):
+        check_trainer(trainer(accumulate_grad_batches=number), SHAPE)
 
 
-def test_a_validation_begins_at_the_end_of_an_update():
-    check_alignment(trainer(val_check_interval=4), LOADER)
-    with pytest.raises(ConfigurationError, match=r"trainer.val_check_interval .*accumulate_grad_batches = 2, got 5"):
-        check_alignment(trainer(val_check_interval=5), LOADER)
+@pytest.mark.parametrize("limit", [24, 0.4, 1.0, 1000])
+def test_an_epoch_may_end_with_any_iteration(limit):
+    check_alignment(trainer(limit_train_batches=limit), LOADER)  # 60 micro-batches in all; 0.4 of them are 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"limit_train_batches": 18}, "trainer.limit_train_batches: an epoch of 18 .* got 18"),
+        ({"limit_train_batches": 0.1}, "trainer.limit_train_batches: an epoch of 6 .* got 0.1"),
+        ({"limit_train_batches": 1, "fast_dev_run": 1}, "trainer.fast_dev_run: an epoch of 1 .* got 1"),
+        ({"limit_train_batches": 1, "overfit_batches": 1}, "trainer.overfit_batches: an epoch of 1 .* got 1"),
+    ],
+)
+def test_an_epoch_that_ends_within_an_iteration_is_refused(changes, key):
+    with pytest.raises(ConfigurationError, match=key):
+        check_alignment(trainer(**changes), LOADER)
+
+
+@pytest.mark.parametrize("interval", [4, 0.5, 1.0, "00:00:10:00"])
+def test_a_validation_may_begin_with_any_update(interval):
+    check_alignment(trainer(val_check_interval=interval), LOADER)
+
+
+@pytest.mark.parametrize("interval", [5, 0.25])  # 15 of 60
+def test_a_validation_within_an_update_is_refused(interval):
+    expected = rf"trainer.val_check_interval .*accumulate_grad_batches = 2, got {interval}\."
+    with pytest.raises(ConfigurationError, match=expected):
+        check_alignment(trainer(val_check_interval=interval), LOADER)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from grpo_lightning.run_folder import run_folder
+from grpo_lightning.run_folder import run_folder, set_aside
+from grpo_lightning.types import ConfigurationError
 
 
 class Elsewhere(Logger):
@@ -34,3 +36,33 @@ def test_without_a_logger_it_is_the_trainers(tmp_path: Path) -> None:
 
 def test_a_logger_without_a_folder_leaves_it_to_the_trainer(tmp_path: Path) -> None:
     assert run_folder(trainer(tmp_path, Elsewhere())) == tmp_path
+
+
+def earlier_run(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed_everything: 0\n")
+    return folder
+
+
+def test_an_earlier_run_is_moved_away_whole(tmp_path: Path) -> None:
+    new = trainer(tmp_path, CSVLogger(tmp_path, name="run", version=""))
+    assert set_aside(new, in_use=None) is None
+    for number in (1, 2):
+        (earlier_run(tmp_path / "run") / "number").write_text(str(number))
+        assert set_aside(new, in_use=tmp_path / "policy") == tmp_path / f"run.{number}"
+        assert (tmp_path / f"run.{number}/number").read_text() == str(number)
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_run_of_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert set_aside(trainer(tmp_path, CSVLogger(tmp_path, name="run", version="")), in_use=None) is None
+    assert set_aside(trainer(tmp_path), in_use=None) is None
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_policy_within_the_earlier_run_is_not_moved_under_the_feet_of_its_reader(tmp_path: Path) -> None:
+    run = earlier_run(tmp_path / "run")
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.path: .* lies in the folder of an earlier run"):
+        set_aside(trainer(tmp_path, CSVLogger(tmp_path, name="run", version="")), in_use=run / "policy")
+    assert run.is_dir()
