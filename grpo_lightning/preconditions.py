@@ -54,14 +54,14 @@ def check_microbatch_limit(max_tokens_per_microbatch: int | None) -> None:
 
 
 def check_objective(objective: Objective, shape: IterationShape) -> None:
-    """A group has as many completions as the objective compares at once.
+    """A group can be divided: where k attempts are all of them, no completion is better than another.
 
     Raises:
-        ConfigurationError: It has fewer, and every advantage would be 0.
+        ConfigurationError: Every advantage would be 0.
     """
-    if isinstance(objective.advantage, PassAtK) and objective.advantage.k > shape.group_size:
+    if isinstance(objective.advantage, PassAtK) and objective.advantage.k >= shape.group_size:
         raise ConfigurationError(
-            f"model.objective.advantage.k must be at most model.group_size = {shape.group_size}, "
+            f"model.objective.advantage.k must be less than model.group_size = {shape.group_size}, "
             f"got {objective.advantage.k}."
         )
 

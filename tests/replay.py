@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -33,7 +35,7 @@ from grpo_lightning.objective import (
 from grpo_lightning.policy import CharacterPolicy
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
-from grpo_lightning.types import Completion, FinishReason, SamplingParams
+from grpo_lightning.types import Completion, FinishReason, SamplingParams, StepScores
 
 ALPHABET = "0123456789+="
 
@@ -74,7 +76,7 @@ class RecordedEngine(RolloutEngine):
         ids = tuple(3 + int(x * len(ALPHABET)) for x in u[1 : 1 + length])
         return Completion(
             token_ids=ids,
-            sampler_logprobs=(0.0,) * length,
+            sampler_logprobs=tuple(-2.2 - float(x) for x in u[:length]),  # about that of thirteen tokens alike
             text=self.tokenizer.decode(ids),
             finish_reason=FinishReason.LENGTH,
         )
@@ -99,6 +101,20 @@ class TokenSum(RewardCallback):
         if self.num_solved_in_seven is not None:
             sums = [float(s * 7 < self.num_solved_in_seven - 0.5) for s in sums]
         return [float("nan") if failed else s for failed, s in zip(odd, sums, strict=True)]
+
+
+class Steps(RewardCallback):
+    """A score for every other token, and for the last."""
+
+    def __init__(self):
+        super().__init__(name="steps", weight=0.2)
+
+    def score(self, prompts, completions):
+        return [self._of(c.token_ids) for c in completions]
+
+    def _of(self, ids):
+        ends = sorted({*range(0, len(ids), 2), len(ids) - 1})
+        return StepScores(tuple(ids[end] % 5 / 5 for end in ends), tuple(ends))
 
 
 class Record(Callback):
@@ -132,11 +148,21 @@ def weights(module):
     return torch.cat([p.detach().flatten().clone() for p in module.policy.parameters()])
 
 
+def overlay(name):
+    """The objective of `configs/algorithm/<name>.yaml`."""
+    text = (Path(__file__).parents[1] / "configs/algorithm" / f"{name}.yaml").read_text()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--objective", type=Objective)
+    stated = yaml.safe_load(text)["model"]["init_args"]["objective"]
+    return parser.instantiate_classes(parser.parse_object({"objective": stated})).objective
+
+
 def make(
     *,
     accumulate=1,
     num_epochs=1,
     num_minibatches=1,
+    group_size=4,
     ranks=1,
     dtype="float32",
     iterations=2,
@@ -144,6 +170,7 @@ def make(
     fails_on_odd=False,
     aggregation="sequence",
     objective=None,
+    with_steps=False,
     live=False,
     max_rounds=None,
     num_solved_in_seven=None,
@@ -151,13 +178,17 @@ def make(
     lr=1e-2,
     **trainer_kwargs,
 ):
-    objective = objective or Objective(
-        advantage=GroupMean(),
-        scale=GroupStd(ddof=1, epsilon=1e-6),
-        ratio=TokenRatio(),
-        surrogate=Clipped(clip_low=0.2, clip_high=0.2),
-        kl=KLInLoss(coefficient=0.05, estimator=K3()),
-        aggregation=TokenMean() if aggregation == "token" else SequenceMeanTokenMean(),
+    objective = (
+        overlay(objective)
+        if objective
+        else Objective(
+            advantage=GroupMean(),
+            scale=GroupStd(ddof=1, epsilon=1e-6),
+            ratio=TokenRatio(),
+            surrogate=Clipped(clip_low=0.2, clip_high=0.2),
+            kl=KLInLoss(coefficient=0.05, estimator=K3()),
+            aggregation=TokenMean() if aggregation == "token" else SequenceMeanTokenMean(),
+        )
     )
     module = GRPOModule(
         TinyPolicy(getattr(torch, dtype)),
@@ -165,7 +196,7 @@ def make(
         SamplingParams(max_new_tokens=12),
         partial(torch.optim.AdamW, lr=lr),
         prompts_per_iteration=4,
-        group_size=4,
+        group_size=group_size,
         num_epochs=num_epochs,
         num_minibatches=num_minibatches,
         engine=InProcessEngine() if live else RecordedEngine(),
@@ -192,7 +223,8 @@ def make(
         "log_every_n_steps": 1,
     }
     trainer = Trainer(
-        **{**settings, **trainer_kwargs}, callbacks=[TokenSum(fails_on_odd, num_solved_in_seven), record, *callbacks]
+        **{**settings, **trainer_kwargs},
+        callbacks=[TokenSum(fails_on_odd, num_solved_in_seven), *([Steps()] if with_steps else []), record, *callbacks],
     )
     return module, Sums(), trainer, record
 

@@ -1,6 +1,6 @@
 """Every shipped config parses, instantiates, and keeps its artefacts together."""
 
-import copy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from grpo_lightning.cli import main
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 OVERLAYS = [path for path in CONFIGS if path.parent != ROOT / "configs"]
+ALGORITHMS = [path for path in OVERLAYS if path.parent.name == "algorithm"]
 RUNS = [path for path in CONFIGS if path not in OVERLAYS]
 GRPO_RUNS = [path for path in RUNS if "GRPOModule" in path.read_text()]
 
@@ -80,24 +81,48 @@ def test_a_run_keeps_its_artefacts_in_one_folder(path, built):
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
 @pytest.mark.parametrize("run", GRPO_RUNS, ids=name)
 def test_an_overlay_says_all_that_it_is_about(run, overlay, capsys):
-    """What an overlay sets comes out as it stands there, whatever run it is laid on."""
-    wanted = yaml.safe_load(overlay.read_text())
-    assert "callbacks" not in wanted.get("trainer", {}), "an overlay appends with `callbacks+`"
-    made = printed(capsys, run, overlay)
-    assert covers(made, without_appended(wanted))
+    """What an overlay sets comes out as it stands there, whatever run it is laid on, and the run keeps its rewards."""
+    check_layers(run, overlay, wanted=overlay, capsys=capsys)
 
 
-def without_appended(settings):
-    settings = copy.deepcopy(settings)
-    settings.get("trainer", {}).pop("callbacks+", None)
-    return settings
+@pytest.mark.parametrize("overlay", ALGORITHMS, ids=name)
+def test_nothing_of_another_algorithm_is_left(overlay, capsys):
+    """Where a class is switched, its settings of the same name would stay."""
+    other = ALGORITHMS[ALGORITHMS.index(overlay) - 1]
+    check_layers(GRPO_RUNS[0], other, overlay, wanted=overlay, capsys=capsys)
+
+
+@pytest.mark.parametrize("overlay", ALGORITHMS, ids=name)
+def test_an_algorithm_builds_its_objective_and_names_its_source(overlay, built):
+    objective = built(ROOT / "configs/quickstart.yaml", overlay)["model"].objective
+    stated = yaml.safe_load(overlay.read_text())["model"]["init_args"]["objective"]
+    assert {field.name for field in fields(objective)} == set(stated), "every part is stated"
+    assert "https://" in overlay.read_text().split("model:")[0]
+
+
+def check_layers(*paths, wanted, capsys):
+    stated = yaml.safe_load(wanted.read_text())
+    assert "callbacks" not in stated.get("trainer", {}), "an overlay appends with `callbacks+`"
+    stated.get("trainer", {}).pop("callbacks+", None)
+    made = short(printed(capsys, *paths))
+    assert covers(made, short(stated))
+    objective = stated.get("model", {}).get("init_args", {}).get("objective")
+    assert objective is None or made["model"]["init_args"]["objective"] == short(objective)
+    of_run = [name for name, _ in short(yaml.safe_load(paths[0].read_text()))["trainer"]["callbacks"]]
+    assert [name for name, _ in made["trainer"]["callbacks"]][: len(of_run)] == of_run
+
+
+def short(tree):
+    """A tree in which a class and its settings are a pair of its name and them; but a module is its settings."""
+    if isinstance(tree, dict) and "class_path" in tree and tree["class_path"].split(".")[-1] != "GRPOModule":
+        return tree["class_path"].split(".")[-1], short(tree.get("init_args") or {})
+    if isinstance(tree, dict):
+        return {key: short(value) for key, value in tree.items()}
+    return [short(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def covers(made, wanted):
     """Whether every setting of `wanted` is in `made`; a class's settings must be stated in full."""
     if not isinstance(wanted, dict):
         return made == wanted
-    if "class_path" in wanted and wanted["class_path"].split(".")[-1] != "GRPOModule":
-        same_class = made["class_path"].split(".")[-1] == wanted["class_path"].split(".")[-1]
-        return same_class and made.get("init_args", {}) == wanted.get("init_args", {})
     return all(covers(made[key], value) for key, value in wanted.items() if key != "class_path")

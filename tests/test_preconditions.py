@@ -1,10 +1,19 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from grpo_lightning.batching import IterationShape
-from grpo_lightning.preconditions import check_alignment, check_microbatch_limit, check_sampling, check_trainer
+from grpo_lightning.objective import PassAtK, grpo
+from grpo_lightning.preconditions import (
+    check_alignment,
+    check_configuration,
+    check_microbatch_limit,
+    check_objective,
+    check_sampling,
+    check_trainer,
+)
 from grpo_lightning.ticks import TickLoader
 from grpo_lightning.types import ConfigurationError, SamplingParams
 
@@ -27,6 +36,7 @@ def trainer(**changes):
 
 
 def test_settings_that_are_right_pass():
+    check_configuration(grpo(), SamplingParams(), SHAPE, None)
     check_sampling(SamplingParams())
     for limit in (None, 1):
         check_microbatch_limit(limit)
@@ -47,6 +57,14 @@ def test_settings_that_are_right_pass():
 def test_training_draws_something_from_the_full_distribution(setting, key):
     with pytest.raises(ConfigurationError, match=key):
         check_sampling(SamplingParams(**setting))
+
+
+def test_a_group_is_more_than_the_attempts_that_count_as_one():
+    objective = replace(grpo(), advantage=PassAtK(k=4, threshold=1.0, epsilon=0.0), scale=None)
+    with pytest.raises(ConfigurationError, match=r"model.objective.advantage.k must be less than model.group_size = 4"):
+        check_objective(objective, SHAPE)
+    with pytest.raises(ConfigurationError, match=r"model.objective.advantage.k"):
+        check_configuration(objective, SamplingParams(), SHAPE, None)
 
 
 def test_a_micro_batch_has_room_for_a_token():

@@ -42,7 +42,7 @@ def leave_one_out_centred(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
         rewards_PG: r; entries that are not valid may hold anything, NaN included.
         valid_PG: bool, which rewards exist; G is their number in the group.
 
-    Source: Ahmadian et al. 2024, Back to Basics, equation 8 (https://arxiv.org/abs/2402.14740); Kool et al. 2019.
+    Source: Ahmadian et al. 2024, Back to Basics (https://arxiv.org/abs/2402.14740); Kool et al. 2019.
 
     Example:
         >>> leave_one_out_centred(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)).tolist()
@@ -62,7 +62,7 @@ def length_weighted_centred(rewards_PG: Tensor, valid_PG: Tensor, lengths_PG: Te
         valid_PG: bool, which rewards exist.
         lengths_PG: The loss tokens of each completion.
 
-    Source: On-Policy RL with Optimal reward baseline, equation 5 (https://arxiv.org/abs/2505.23585).
+    Source: On-Policy RL with Optimal Reward Baseline (https://arxiv.org/abs/2505.23585).
 
     Example:
         >>> rewards, valid = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
@@ -126,7 +126,7 @@ def per_reward_normalized(
         ddof: 0 for the population's standard deviation, 1 for the sample's.
         epsilon: Added to each standard deviation, >= 0.
 
-    Source: GDPO, equations 4 and 5 (https://arxiv.org/abs/2601.05242); equation 6 whitens the sum over the batch.
+    Source: GDPO (https://arxiv.org/abs/2601.05242), which then whitens the sum over the batch.
     """
     columns = [
         group_normalized_advantages(values_PG, valid_PG & ~values_PG.isnan(), ddof=ddof, epsilon=epsilon)
@@ -162,7 +162,7 @@ def pass_at_k_advantages(is_correct_PG: Tensor, valid_PG: Tensor, *, k: int) -> 
         valid_PG: bool, which completions exist; G is their number in the group.
         k: >= 1. A group of fewer than k valid completions gets 0.
 
-    Source: Pass@k Training, section 2.3 (https://arxiv.org/abs/2508.10751).
+    Source: Pass@k Training, analytical derivation (https://arxiv.org/abs/2508.10751).
 
     Example:
         >>> correct = torch.tensor([[True, False, False, False]])

@@ -58,6 +58,6 @@ def sequence_sum(values_BT: Tensor, mask_BT: Tensor, *, num_sequences: float) ->
         mask_BT: bool, the loss tokens.
         num_sequences: n, the completions with loss tokens in the global minibatch, > 0.
 
-    Source: Understanding R1-Zero-Like Training, section 3 (https://arxiv.org/abs/2503.20783).
+    Source: Understanding R1-Zero-Like Training (https://arxiv.org/abs/2503.20783).
     """
     return values_BT.masked_fill(~mask_BT, 0.0).sum() / num_sequences

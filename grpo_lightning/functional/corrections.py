@@ -36,7 +36,7 @@ def masked_weights(log_weights: Tensor, log_gates: Tensor, *, lower: float, uppe
         lower: C_low, >= 0.
         upper: C_high.
 
-    Source: IcePop, Every Step Evolves, section 3.1 (https://arxiv.org/abs/2510.18855), with bounds 0.5 and 5.
+    Source: IcePop, Every Step Evolves (https://arxiv.org/abs/2510.18855), with bounds 0.5 and 5.
     """
     gates = finite_exp(log_gates.detach())
     return finite_exp(log_weights.detach()) * ((gates >= lower) & (gates <= upper))

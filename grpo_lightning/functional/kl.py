@@ -63,6 +63,6 @@ def importance_weighted(estimates: Tensor, log_ratios: Tensor) -> Tensor:
         estimates: k of each token.
         log_ratios: log of rho of each token, not detached.
 
-    Source: DeepSeek-V3.2, equation 7 (https://arxiv.org/abs/2512.02556).
+    Source: DeepSeek-V3.2, unbiased KL estimate (https://arxiv.org/abs/2512.02556).
     """
     return finite_exp(log_ratios) * estimates

@@ -25,7 +25,7 @@ def near_policy_sequences(
         mask_BT: bool, the loss tokens.
         max_drift: delta, > 0; infinity masks nothing.
 
-    Source: DeepSeek-V3.2, equation 9 (https://arxiv.org/abs/2512.02556).
+    Source: DeepSeek-V3.2, off-policy sequence masking (https://arxiv.org/abs/2512.02556).
     """
     drift_B1 = sequence_mean(sampler_logprobs_BT - logprobs_BT.detach(), mask_BT)
     return ~((advantages_BT < 0) & (drift_B1 > max_drift))
@@ -41,7 +41,7 @@ def top_entropy_threshold(entropies_N: Tensor, *, share: float) -> Tensor:
     Returns:
         Infinity where there are no tokens. Tokens that tie with the last are all kept.
 
-    Source: Beyond the 80/20 Rule, equation 6 (https://arxiv.org/abs/2506.01939).
+    Source: Beyond the 80/20 Rule (https://arxiv.org/abs/2506.01939).
     """
     count = len(entropies_N)
     if not count:

@@ -50,7 +50,7 @@ def group_std(rewards_PG: Tensor, valid_PG: Tensor, *, ddof: int) -> Tensor:
 def batch_std(rewards_PG: Tensor, valid_PG: Tensor, *, ddof: int) -> Tensor:
     """The standard deviation of all valid rewards of all groups, a scalar.
 
-    Source: Lite PPO, section 4.1 (https://arxiv.org/abs/2508.08221).
+    Source: Lite PPO (https://arxiv.org/abs/2508.08221).
     """
     freedom = (valid_PG.sum() - ddof).clamp(min=1)
     return (batch_centred(rewards_PG, valid_PG).square().sum() / freedom).sqrt()
@@ -63,7 +63,7 @@ def group_mean(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     :math:`\sum_{k=1}^{G-1} \frac{1}{k} \nabla\,\text{pass@}k`, that of the log-likelihood of success cut off at order
     G - 1.
 
-    Source: Maximum Likelihood Reinforcement Learning, section 4 (https://arxiv.org/abs/2602.02710).
+    Source: Maximum Likelihood Reinforcement Learning (https://arxiv.org/abs/2602.02710).
     """
     known_PG = rewards_PG.masked_fill(~valid_PG, 0.0)
     return known_PG.sum(dim=1, keepdim=True) / valid_PG.sum(dim=1, keepdim=True).clamp(min=1)
@@ -75,7 +75,7 @@ def signal_share(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     B counts the valid completions of the batch, M those in groups of equal rewards, which add nothing to the gradient
     but are counted in its mean; dividing by the share undoes that.
 
-    Source: GPG, equation 6 (https://arxiv.org/abs/2504.02546).
+    Source: GPG (https://arxiv.org/abs/2504.02546).
 
     Returns:
         0 where no group has a signal.

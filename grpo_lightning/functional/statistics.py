@@ -1,8 +1,10 @@
 """What is measured of an update, as sums and counts that add up over any split."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from grpo_lightning.functional.kl import k3
@@ -15,10 +17,18 @@ class SumAndCount(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # a tuple has a method of that name, which nobody asks for here
 
 
-def over_tokens(values_BT: Tensor, mask_BT: Tensor) -> SumAndCount:
-    """The mean over the loss tokens, of numbers or of booleans; one value per completion counts for each token."""
-    values_BT = values_BT.detach().double().masked_fill(~mask_BT, 0.0)
-    return SumAndCount(values_BT.sum(), mask_BT.sum().double())
+def over_tokens(values: Mapping[str, Tensor], mask_BT: Tensor) -> dict[str, SumAndCount]:
+    """The mean of each over the loss tokens, of numbers or of booleans.
+
+    Args:
+        values: By name, of shape [B, T], or [B, 1] where a completion's value counts for each of its tokens.
+        mask_BT: bool, the loss tokens.
+    """
+    count, is_padding_BT = mask_BT.sum().double(), ~mask_BT
+    return {
+        name: SumAndCount(of_tokens.detach().masked_fill(is_padding_BT, 0).sum(dtype=torch.float64), count)
+        for name, of_tokens in values.items()
+    }
 
 
 def drift(logprobs_BT: Tensor, old_logprobs_BT: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def two_sided_clipped(
         clip_high: epsilon_high, > 0.
         delta: > 1 + clip_high.
 
-    Source: INTELLECT-2, section 3.4 (https://arxiv.org/abs/2505.07291); Ye et al. 2020, equation 5
+    Source: INTELLECT-2, two-sided clipping (https://arxiv.org/abs/2505.07291); Ye et al. 2020
     (https://arxiv.org/abs/1912.09729).
     """
     ratios_BT = finite_exp(log_ratios_BT)
@@ -99,7 +99,7 @@ def soft_adaptive(
         temperature_positive: tau where A > 0.
         temperature_negative: tau elsewhere; the larger, the sooner the gate closes.
 
-    Source: Soft Adaptive Policy Optimization, equations 5 and 6 (https://arxiv.org/abs/2511.20347).
+    Source: Soft Adaptive Policy Optimization (https://arxiv.org/abs/2511.20347).
     """
     temperature_BT = _chosen(advantages_BT > 0, temperature_positive, temperature_negative, like=advantages_BT)
     gate_BT = (temperature_BT * (finite_exp(log_ratios_BT) - 1)).sigmoid()
@@ -124,7 +124,7 @@ def geometric_mean(log_ratios_BT: Tensor, advantages_B1: Tensor, mask_BT: Tensor
     Returns:
         Shape [B, 1].
 
-    Source: Geometric-Mean Policy Optimization, equation 4 (https://arxiv.org/abs/2507.20673).
+    Source: Geometric-Mean Policy Optimization (https://arxiv.org/abs/2507.20673).
     """
     signs_B1 = advantages_B1.sign()
     held_BT = (signs_B1 * log_ratios_BT).clamp(max=log_clip) * signs_B1
@@ -150,7 +150,7 @@ def variational_soft(
         powers: k where A >= 0, and elsewhere.
         rates: lambda where A >= 0, and elsewhere.
 
-    Source: VESPO, section 3 (https://arxiv.org/abs/2602.10693).
+    Source: VESPO (https://arxiv.org/abs/2602.10693).
     """
     log_weights_B1 = log_weights_B1.detach()
     power_BT = _chosen(advantages_BT >= 0, *powers, like=advantages_BT)

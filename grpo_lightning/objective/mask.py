@@ -56,7 +56,7 @@ class TruncatedCompletions(CompletionMask):
 
 @dataclass(frozen=True, kw_only=True)
 class TopEntropyTokens(EntropyMask):
-    """The policy gradient of the most uncertain tokens alone (Beyond the 80/20 Rule, equation 6).
+    """The policy gradient of the most uncertain tokens alone (Beyond the 80/20 Rule).
 
     https://arxiv.org/abs/2506.01939. Every token is counted in the denominators. The quantile is that of the whole
     global minibatch, under the policy at the start of the iteration's updates.
@@ -77,7 +77,7 @@ class TopEntropyTokens(EntropyMask):
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicySequences(UpdateMask):
-    """No policy gradient of bad completions that the policy has left behind (DeepSeek-V3.2, equation 9).
+    """No policy gradient of bad completions that the policy has left behind (DeepSeek-V3.2).
 
     https://arxiv.org/abs/2512.02556
 

@@ -55,7 +55,7 @@ def update_statistics(measures: UpdateMeasures, batch: LossBatch, surrogate: Sur
         **_reference(measures, batch),
         **_sampler(measures, batch),
     }
-    return {name: Statistic(*over_tokens(values_BT, batch.mask_BT)) for name, values_BT in per_token.items()}
+    return {name: Statistic(*pair) for name, pair in over_tokens(per_token, batch.mask_BT).items()}
 
 
 def _policy(measures: UpdateMeasures, surrogate: Surrogate) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ def _policy(measures: UpdateMeasures, surrogate: Surrogate) -> dict[str, Tensor]
     return {
         **masked,
         "policy/ratio": ratios_BT,
-        "policy/ratio_square": ratios_BT.double().square(),
+        "policy/ratio_square": ratios_BT.square(),
         "policy/kl_old": drift(measures.logprobs_BT, measures.old_logprobs_BT),
         **surrogate.statistics(measures.log_ratios_BT, measures.advantages_BT),
     }
@@ -86,5 +86,4 @@ def _sampler(measures: UpdateMeasures, batch: LossBatch) -> dict[str, Tensor]:
     mismatch = {"sampler/kl": -difference_BT, "sampler/logprob_difference": difference_BT.abs()}
     if measures.weights_BT is None:
         return mismatch
-    weights_BT = measures.weights_BT.double()
-    return {**mismatch, "sampler/weight": weights_BT, "sampler/weight_square": weights_BT.square()}
+    return {**mismatch, "sampler/weight": measures.weights_BT, "sampler/weight_square": measures.weights_BT.square()}

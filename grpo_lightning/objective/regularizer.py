@@ -97,7 +97,7 @@ class KLInLoss(LossPenalty):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedKLInLoss(LossPenalty):
-    """beta * rho * k in the loss, rho = pi_theta / pi_old of the token (DeepSeek-V3.2, equation 7).
+    """beta * rho * k in the loss, rho = pi_theta / pi_old of the token (DeepSeek-V3.2).
 
     https://arxiv.org/abs/2512.02556. With K3 its gradient is that of the divergence also where the completions were
     drawn by an older policy.
@@ -122,7 +122,7 @@ class WeightedKLInLoss(LossPenalty):
 class KLInReward(RewardPenalty):
     """beta * sum of k over the completion, off its total reward, before the baseline (RLOO).
 
-    https://arxiv.org/abs/2402.14740, equation 3
+    https://arxiv.org/abs/2402.14740
 
     Args:
         coefficient: beta, >= 0, at the start of the run; 0 leaves the reference model out altogether.

@@ -87,7 +87,7 @@ class BatchStd(Scale):
 
 @dataclass(frozen=True, kw_only=True)
 class AdvantageStd(Scale):
-    """The standard deviation of all the iteration's advantages, one per completion (ScaleRL, section 3.2).
+    """The standard deviation of all the iteration's advantages, one per completion (ScaleRL).
 
     https://arxiv.org/abs/2510.13786. Nothing is subtracted.
 
@@ -110,7 +110,7 @@ class AdvantageStd(Scale):
 
 @dataclass(frozen=True, kw_only=True)
 class Whitened(Scale):
-    """Mean 0 and standard deviation 1 over the iteration's completions (GDPO, equation 6).
+    """Mean 0 and standard deviation 1 over the iteration's completions (GDPO).
 
     https://arxiv.org/abs/2601.05242
 

@@ -171,7 +171,7 @@ class Sapo(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class Gmpo(Surrogate):
-    """The geometric mean of clipped token ratios, times A (Geometric-Mean Policy Optimization, equation 4).
+    """The geometric mean of clipped token ratios, times A (Geometric-Mean Policy Optimization).
 
     https://arxiv.org/abs/2507.20673. It takes the tokens' ratios and makes the completion's itself.
 

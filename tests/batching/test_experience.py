@@ -1,3 +1,5 @@
+from dataclasses import fields, replace
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ def sample(slot, index=0, *, prompt=1, completion=2, advantage=0.0, **more):
         prompt_ids=torch.full((prompt,), 5),
         completion_ids=torch.full((completion,), 7),
         loss_mask=more.pop("loss_mask", torch.ones(completion, dtype=torch.bool)),
-        advantage=advantage,
+        group_tokens=completion,
+        advantages=torch.tensor([advantage], dtype=torch.float64),
         **more,
     )
 
@@ -45,9 +48,14 @@ def same(one, other):
     for mine, theirs in zip(one.minibatches, other.minibatches, strict=True):
         assert places(mine) == places(theirs)
         for a, b in zip(mine, theirs, strict=True):
-            assert a.advantage == b.advantage
-            for name in ("prompt_ids", "completion_ids", "loss_mask", "old_logprobs", "reference_logprobs"):
-                torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=0, rtol=0)
+            assert_equal(a, b)
+    assert_equal(one.blank, other.blank)
+
+
+def assert_equal(a, b):
+    assert (a.slot, a.index, a.group_tokens) == (b.slot, b.index, b.group_tokens)
+    for name in [field.name for field in fields(Sample) if field.name not in ("slot", "index", "group_tokens")]:
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), atol=0, rtol=0)
 
 
 def test_samples_stand_in_the_order_of_slot_and_index_however_they_came():
@@ -66,23 +74,36 @@ def test_every_micro_batch_of_every_minibatch_exists_and_holds_each_sample_once(
     experience = build([sample(0)], [], [sample(s, i) for s in (1, 2) for i in range(3)], accumulate=4)
     for m, samples in enumerate(experience.minibatches):
         found = [place for i in range(4) for place in places(experience.microbatch(m, i))]
-        assert sorted(found) == places(samples)
-    assert [experience.microbatch(1, i) for i in range(4)] == [[], [], [], []]
+        assert sorted(set(found) - {experience.blank.place}) == places(samples)
+    assert [experience.microbatch(1, i) for i in range(4)] == [[experience.blank]] * 4
 
 
-def test_logprobs_are_filled_in_by_minibatch_and_sample_and_leave_the_rest():
+def test_every_epoch_takes_the_minibatches_in_the_same_order():
+    experience = build([sample(0)], [sample(1)])
+    assert [places(experience.microbatch(update, 0)) for update in range(4)] == [[(0, 0)], [(1, 0)]] * 2
+    assert [experience.counts_of(update).tokens for update in range(4)] == [10, 11, 10, 11]
+
+
+def test_a_column_is_filled_in_by_place_and_leaves_the_rest():
     bare = build([sample(0), sample(1)], [sample(2)])
-    old = [[torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -4.0])], [torch.tensor([-5.0, -6.0])]]
-    filled = bare.with_logprobs("old_logprobs", old)
-    assert [s.old_logprobs.tolist() for m in filled.minibatches for s in m] == [[-1, -2], [-3, -4], [-5, -6]]
-    assert all(s.reference_logprobs is None for m in filled.minibatches for s in m)
-    assert all(s.old_logprobs is None for m in bare.minibatches for s in m)
+    old = {(2, 0): torch.tensor([-5.0, -6.0]), (0, 0): torch.tensor([-1.0, -2.0]), (1, 0): torch.tensor([-3.0, -4.0])}
+    filled = bare.with_column("old_logprobs", old, dtype=torch.float32)
+    assert [s.old_logprobs.tolist() for s in filled.samples()] == [[-1, -2], [-3, -4], [-5, -6]]
+    assert all(s.reference_logprobs is None for s in filled.samples())
+    assert all(s.old_logprobs is None for s in bare.samples())
     assert (filled.bins, filled.counts) == (bare.bins, bare.counts)
 
 
-def test_logprobs_of_other_samples_are_not_taken():
-    with pytest.raises(ValueError, match="argument"):
-        build([sample(0), sample(1)]).with_logprobs("old_logprobs", [[torch.zeros(2)]])
+def test_the_blank_sample_has_every_column_also_where_there_are_no_samples():
+    filled = build([]).with_column("policy_mask", {}, dtype=torch.bool)
+    assert filled.blank.policy_mask.tolist() == [False]
+    assert filled.blank.old_logprobs is None
+    assert not filled.blank.loss_mask.any()
+
+
+def test_a_column_without_a_row_for_a_sample_is_a_defect():
+    with pytest.raises(KeyError):
+        build([sample(0), sample(1)]).with_column("old_logprobs", {(0, 0): torch.zeros(2)}, dtype=torch.float32)
 
 
 def whole(accumulate=1):
@@ -136,4 +157,12 @@ def test_a_loss_batch_is_padded_with_what_counts_for_nothing():
         [-1.0, 0.0, 0.0],
         [-2.0, -3.0, -4.0],
     ]
-    assert batch.reference_logprobs_BT is None
+    assert batch.group_tokens_B.tolist() == [1, 3]
+    assert batch.reference_logprobs_BT is batch.sampler_logprobs_BT is batch.policy_mask_BT is None
+
+
+def test_advantages_of_tokens_are_padded_too():
+    by_token = sample(0, completion=3)
+    by_token = replace(by_token, advantages=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    single = replace(sample(1, completion=1), advantages=torch.tensor([-1.0], dtype=torch.float64))
+    assert loss_batch([by_token, single], CPU).advantages_BT.tolist() == [[1, 2, 3], [-1, 0, 0]]

@@ -8,15 +8,24 @@ from grpo_lightning.functional.statistics import drift, effective_sample_size, o
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
 
+def mean(values):
+    return over_tokens({"x": torch.tensor(values)}, MASK)["x"]
+
+
 def test_only_loss_tokens_count():
-    got = over_tokens(torch.tensor([[1.0, 2.0, math.nan], [4.0, math.nan, math.nan]]), MASK)
+    got = mean([[1.0, 2.0, math.nan], [4.0, math.nan, math.nan]])
     assert (got.sum.item(), got.count.item()) == (7.0, 3.0)
-    assert got.sum.dtype == torch.float64
+    assert got.sum.dtype == got.count.dtype == torch.float64
 
 
 def test_booleans_give_a_share_and_a_completions_value_counts_for_each_token():
-    assert over_tokens(torch.tensor([[True], [False]]), MASK).sum.item() == 2.0
-    assert over_tokens(torch.tensor([[5.0], [1.0]]), MASK).sum.item() == 11.0
+    assert mean([[True], [False]]).sum.item() == 2.0
+    assert mean([[5.0], [1.0]]).sum.item() == 11.0
+
+
+def test_sums_are_in_fp64():
+    values = torch.tensor([[2.0**24, 1.0, 0.0], [0.0, 0.0, 0.0]])  # 2^24 + 1 is no number of fp32
+    assert over_tokens({"x": values}, MASK)["x"].sum.item() == 2**24 + 1
 
 
 def test_drift_is_the_divergence_from_the_old_policy():
