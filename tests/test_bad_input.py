@@ -180,11 +180,6 @@ KNOWN_BEFORE_THE_MODEL = {
         "a number, got 'fast'",
     ),
     "a negative learning rate": ({"model.init_args.optimizer.init_args.lr": -1.0}, "model.optimizer: AdamW", "-1.0"),
-    "an optimizer that its package lacks": (
-        {"model.init_args.optimizer.class_path": "torch.optim.Nope"},
-        "model.optimizer",
-        "'torch.optim.Nope'",
-    ),
     "no width": ({"model.init_args.policy.init_args.hidden_size": 0}, "model.policy.hidden_size", ">= 1, got 0"),
     "no heads": ({"model.init_args.policy.init_args.num_heads": 0}, "model.policy.num_heads", ">= 1, got 0"),
     "fewer tokens than none": ({"model.init_args.sampling.min_new_tokens": -1}, "model.sampling.min_new_tokens", "-1"),
@@ -286,6 +281,12 @@ def test_a_share_of_failures_that_is_none_stops_the_run(config, capsys, no_step)
     for rate in (-1.0, 2.0, float("nan")):
         put(config, "model.init_args.max_failure_rate", rate)
         assert f"model.max_failure_rate must be in [0, 1], got {rate}" in mistake(capsys, config)
+
+
+def test_an_optimizer_that_its_package_lacks_is_named(config, capsys, no_model):
+    message = mistake(capsys, config, "--model.optimizer", "torch.optim.Nope")
+    assert "model.optimizer: cannot load the class 'torch.optim.Nope'" in message
+    assert "GRPOModule" not in message
 
 
 def test_a_stop_string_that_the_command_line_takes_for_a_comment_is_explained(config, capsys, no_model):
