@@ -157,6 +157,18 @@ def overlay(name):
     return parser.instantiate_classes(parser.parse_object({"objective": stated})).objective
 
 
+def seed_objective(aggregation):
+    """DeepSeekMath, equation 3, or its tokens weighed equally."""
+    return Objective(
+        advantage=GroupMean(),
+        scale=GroupStd(ddof=1, epsilon=1e-6),
+        ratio=TokenRatio(),
+        surrogate=Clipped(clip_low=0.2, clip_high=0.2),
+        kl=KLInLoss(coefficient=0.05, estimator=K3()),
+        aggregation=TokenMean() if aggregation == "token" else SequenceMeanTokenMean(),
+    )
+
+
 def make(
     *,
     accumulate=1,
@@ -178,21 +190,11 @@ def make(
     lr=1e-2,
     **trainer_kwargs,
 ):
-    objective = (
-        overlay(objective)
-        if objective
-        else Objective(
-            advantage=GroupMean(),
-            scale=GroupStd(ddof=1, epsilon=1e-6),
-            ratio=TokenRatio(),
-            surrogate=Clipped(clip_low=0.2, clip_high=0.2),
-            kl=KLInLoss(coefficient=0.05, estimator=K3()),
-            aggregation=TokenMean() if aggregation == "token" else SequenceMeanTokenMean(),
-        )
-    )
+    if isinstance(objective, str):
+        objective = overlay(objective)
     module = GRPOModule(
         TinyPolicy(getattr(torch, dtype)),
-        objective,
+        objective or seed_objective(aggregation),
         SamplingParams(max_new_tokens=12),
         partial(torch.optim.AdamW, lr=lr),
         prompts_per_iteration=4,
