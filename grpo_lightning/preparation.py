@@ -55,26 +55,27 @@ class Preparation:
         tokens = completion_tokens(rollout, rewards, experience) if self.objective.needs_tokens else None
         advantages_BT = self.objective.advantages(groups, self.coefficients, tokens=tokens, gather=self.gather)
         lengths_B = groups.lengths_PG.flatten().clamp(min=1) if advantages_BT.shape[1] > 1 else 1
-        rows_PGT = advantages_BT.view(*groups.valid_PG.shape, -1)
-        row_of_slot = {slot: p for p, slot in enumerate(rollout.slots)}
+        places = ((slot, index) for slot in rollout.slots for index in range(rollout.group_size))
         by_place = {
-            sample.place: rows_PGT[row_of_slot[sample.slot], sample.index, : len(sample.completion_ids)].clone()
-            for sample in experience.samples()
+            place: row[: len(completion.token_ids)].clone()  # a view would be saved with all the others
+            for place, row, completion in zip(places, advantages_BT.unbind(), rollout.completions, strict=True)
         }
         experience = experience.with_column("advantages", by_place, dtype=torch.float64)
         return experience, advantages_BT.sum(dim=1) / lengths_B
 
     def _with_logprobs(self, experience: Experience, rollout: Rollout) -> Experience:
         """Those of the old policy, of the reference and of the sampler."""
-        if self.objective.needs_old_logprobs(num_updates=self.num_updates):
+        if self.objective.entropy_mask is not None:
             old = self.forward.scores(self.policy, experience)
+            threshold = self.objective.entropy_mask.threshold
+            kept = uncertain_tokens(experience, old.entropies, threshold=threshold, gather=self.gather)
+            experience = experience.with_column("policy_mask", kept, dtype=torch.bool)
             experience = experience.with_column("old_logprobs", old.logprobs, dtype=ROW)
-            if self.objective.entropy_mask is not None:
-                threshold = self.objective.entropy_mask.threshold
-                kept = uncertain_tokens(experience, old.entropies, threshold=threshold, gather=self.gather)
-                experience = experience.with_column("policy_mask", kept, dtype=torch.bool)
+        elif self.objective.needs_old_logprobs(num_updates=self.num_updates):
+            logprobs = self.forward.logprobs(self.policy, experience)
+            experience = experience.with_column("old_logprobs", logprobs, dtype=ROW)
         if self.reference is not None:
-            logprobs = self.forward.scores(self.reference, experience).logprobs
+            logprobs = self.forward.logprobs(self.reference, experience)
             experience = experience.with_column("reference_logprobs", logprobs, dtype=ROW)
         if self.objective.needs_sampler_logprobs:
             experience = experience.with_column("sampler_logprobs", sampler_logprobs(rollout), dtype=ROW)

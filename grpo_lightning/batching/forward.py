@@ -53,17 +53,25 @@ class Forward:
             yield compute() if len(pieces) == 1 else recompute_in_backward(compute, use_reentrant=False)
 
     @torch.no_grad()
+    def logprobs(self, policy: ScoreTokens, experience: Experience) -> dict[Place, Tensor]:
+        """The log-probabilities of every sample's tokens, through the same pieces as the losses; on the CPU."""
+        pieces = self._scored(policy, experience)
+        return {place: row for piece, scores in pieces for place, row in _by_place(piece, scores.logprobs_BT)}
+
+    @torch.no_grad()
     def scores(self, policy: ScoreTokens, experience: Experience) -> ExperienceScores:
-        """Score every sample's tokens, through the same pieces as the losses."""
+        """As `logprobs`, with the entropies."""
         result = ExperienceScores({}, {})
+        for piece, scores in self._scored(policy, experience):
+            result.logprobs.update(_by_place(piece, scores.logprobs_BT))
+            result.entropies.update(_by_place(piece, scores.entropy_BT))
+        return result
+
+    def _scored(self, policy: ScoreTokens, experience: Experience) -> Iterator[tuple[list[Sample], TokenScores]]:
         for m, bins in enumerate(experience.bins):
             microbatches = (experience.microbatch(m, i) for i in range(len(bins)))
             for piece in (piece for microbatch in microbatches for piece in self._pieces(microbatch)):
-                scores = policy(self._batch(piece), self.temperature)
-                for of_tokens_BT, rows in zip(scores, result, strict=True):
-                    for sample, row in zip(piece, of_tokens_BT.cpu(), strict=True):
-                        rows[sample.place] = row[: len(sample.completion_ids)].clone()
-        return result
+                yield piece, policy(self._batch(piece), self.temperature)
 
     def _loss(self, policy: ScoreTokens, forward: ForwardBatch, batch: LossBatch, loss: Loss) -> LossOutput:
         return loss(policy(forward, self.temperature), batch)
@@ -74,3 +82,9 @@ class Forward:
 
     def _batch(self, samples: Sequence[Sample]) -> ForwardBatch:
         return padded([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.device)
+
+
+def _by_place(samples: Sequence[Sample], values_BT: Tensor) -> Iterator[tuple[Place, Tensor]]:
+    """Each sample's values, without the padding."""
+    for sample, row in zip(samples, values_BT.cpu(), strict=True):
+        yield sample.place, row[: len(sample.completion_ids)].clone()

@@ -106,3 +106,7 @@ def test_every_sample_is_scored_by_its_place(forward):
         assert torch.equal(scores.logprobs[of.place], 2 * policy.weight[of.completion_ids])
         assert torch.equal(scores.entropies[of.place], torch.zeros(len(of.completion_ids)))
         assert not scores.logprobs[of.place].requires_grad
+    logprobs = forward.logprobs(policy, experience)
+    assert {place: row.tolist() for place, row in logprobs.items()} == {
+        place: row.tolist() for place, row in scores.logprobs.items()
+    }

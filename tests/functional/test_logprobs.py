@@ -66,3 +66,17 @@ def test_the_gradient_is_that_of_the_log_probability_and_none_of_the_entropy():
     roots = [1.0, 2**0.5, 5**0.5]
     expected = [((v == 1) - root / sum(roots)) / 2 for v, root in enumerate(roots)]
     assert logits_NV.grad[0].tolist() == pytest.approx(expected)
+
+
+def test_the_entropy_is_a_statistic_unless_its_gradient_is_asked_for():
+    logits_NV = LOGITS_NV[:1].clone().requires_grad_()
+    assert not logprobs_and_entropy(logits_NV, torch.tensor([1]), temperature=1.0)[1].requires_grad
+    _, entropy_N = logprobs_and_entropy(logits_NV, torch.tensor([1]), temperature=1.0, entropy_gradient=True)
+    entropy_N.sum().backward()
+    # dH/dz_v = -p_v (log p_v + H)
+    p = torch.tensor([1 / 8, 2 / 8, 5 / 8], dtype=torch.float64)
+    entropy = -(p * p.log()).sum()
+    torch.testing.assert_close(logits_NV.grad[0], -p * (p.log() + entropy), rtol=0, atol=1e-14)
+    with torch.no_grad():
+        _, entropy_N = logprobs_and_entropy(logits_NV, torch.tensor([1]), temperature=1.0, entropy_gradient=True)
+    assert not entropy_N.requires_grad
