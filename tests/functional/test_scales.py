@@ -62,8 +62,8 @@ def test_a_completion_without_values_is_left_out():
 
 
 def test_equal_values_have_no_deviation_whatever_the_rounding():
-    values = torch.full((1, 3), 0.1, dtype=torch.float64)
-    got = pooled(moments_of_constants(values, torch.tensor([[3, 3, 1]])), ddof=0)
+    values = torch.full((1, 3), 0.1, dtype=torch.float64)  # of which three are not 0.3 in binary
+    got = pooled(moments_of_constants(values, torch.tensor([[1, 1, 1]])), ddof=0)
     assert got.mean == values[0, 0]
     assert got.std == 0
 
