@@ -55,12 +55,11 @@ def test_a_rank_without_samples_has_the_others_statistics(tmp_path):
     assert_same(first["gradients"], one.gradients)
 
 
-def test_the_most_uncertain_tokens_are_those_of_the_whole_minibatch(tmp_path, monkeypatch):
+def test_the_most_uncertain_tokens_are_those_of_the_whole_minibatch():
     """The quantile of each micro-batch by itself would be another."""
     masked = replace(replay.overlay("default"), masks=(TopEntropyTokens(share=0.2),))
-    monkeypatch.setattr(replay, "overlay", lambda name: masked)
-    one, _ = replay.run(objective="masked", **SETTINGS)
-    split, _ = replay.run(objective="masked", **SETTINGS, accumulate=4)
+    one, _ = replay.run(objective=masked, **SETTINGS)
+    split, _ = replay.run(objective=masked, **SETTINGS, accumulate=4)
     assert_same(split.gradients, one.gradients)
     assert one.metrics[0]["policy/masked"] == pytest.approx(0.8, abs=0.03)
     unmasked = in_one_piece("default")
