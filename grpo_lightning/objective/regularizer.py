@@ -48,11 +48,20 @@ class K3(KLEstimator):
         return k3(logprobs, reference_logprobs)
 
 
+@dataclass(frozen=True, kw_only=True)
 class KLPenalty(ABC):
-    """Holds the policy near the reference. Subclass `LossPenalty` or `RewardPenalty`."""
+    """Holds the policy near the reference. Subclass `LossPenalty` or `RewardPenalty`.
+
+    Args:
+        coefficient: beta, >= 0, at the start of the run; 0 leaves the reference model out altogether.
+        estimator: K1, K2 or K3; of pi_theta over pi_ref in the loss, of pi_old over pi_ref in the reward.
+    """
 
     coefficient: float
     estimator: KLEstimator
+
+    def __post_init__(self) -> None:
+        require(self.coefficient >= 0, "kl.coefficient", ">= 0", self.coefficient)
 
 
 class LossPenalty(KLPenalty):
@@ -77,18 +86,7 @@ class RewardPenalty(KLPenalty):
 
 @dataclass(frozen=True, kw_only=True)
 class KLInLoss(LossPenalty):
-    """beta * k in the loss (DeepSeekMath, equation 3).
-
-    Args:
-        coefficient: beta, >= 0, at the start of the run; 0 leaves the reference model out altogether.
-        estimator: K1, K2 or K3.
-    """
-
-    coefficient: float
-    estimator: KLEstimator
-
-    def __post_init__(self) -> None:
-        require(self.coefficient >= 0, "kl.coefficient", ">= 0", self.coefficient)
+    """beta * k in the loss (DeepSeekMath, equation 3)."""
 
     def __call__(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:  # noqa: ARG002 - not weighted
         """The estimate."""
@@ -101,17 +99,7 @@ class WeightedKLInLoss(LossPenalty):
 
     https://arxiv.org/abs/2512.02556. With K3 its gradient is that of the divergence also where the completions were
     drawn by an older policy.
-
-    Args:
-        coefficient: beta, >= 0, at the start of the run; 0 leaves the reference model out altogether.
-        estimator: K1, K2 or K3.
     """
-
-    coefficient: float
-    estimator: KLEstimator
-
-    def __post_init__(self) -> None:
-        require(self.coefficient >= 0, "kl.coefficient", ">= 0", self.coefficient)
 
     def __call__(self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, reference_logprobs_BT: Tensor) -> Tensor:
         """See `importance_weighted`."""
@@ -123,17 +111,7 @@ class KLInReward(RewardPenalty):
     """beta * sum of k over the completion, off its total reward, before the baseline (RLOO).
 
     https://arxiv.org/abs/2402.14740
-
-    Args:
-        coefficient: beta, >= 0, at the start of the run; 0 leaves the reference model out altogether.
-        estimator: K1, K2 or K3, of pi_old over pi_ref.
     """
-
-    coefficient: float
-    estimator: KLEstimator
-
-    def __post_init__(self) -> None:
-        require(self.coefficient >= 0, "kl.coefficient", ">= 0", self.coefficient)
 
     def of_completions(self, penalties_BT: Tensor) -> Tensor:
         """Their sums."""
@@ -148,17 +126,7 @@ class KLInReturn(RewardPenalty):
     """beta * k of the token and of those that follow, off its advantage, after the baseline (PPO; REINFORCE++).
 
     DeepSeekMath, equation 2, as reward to go; REINFORCE++, equations 8 and 9 (https://arxiv.org/abs/2501.03262).
-
-    Args:
-        coefficient: beta, >= 0, at the start of the run; 0 leaves the reference model out altogether.
-        estimator: K1, K2 or K3, of pi_old over pi_ref.
     """
-
-    coefficient: float
-    estimator: KLEstimator
-
-    def __post_init__(self) -> None:
-        require(self.coefficient >= 0, "kl.coefficient", ">= 0", self.coefficient)
 
     def of_completions(self, penalties_BT: Tensor) -> None:
         """Nothing."""

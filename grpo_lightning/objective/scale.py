@@ -43,8 +43,8 @@ class Scale(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupStd(Scale):
-    """The standard deviation of the group's rewards (DeepSeekMath, section 4.1.2).
+class DeviationScale(Scale):
+    """Divides by a standard deviation.
 
     Args:
         ddof: 0 divides a variance by the number of values, 1 by one less.
@@ -53,10 +53,16 @@ class GroupStd(Scale):
 
     ddof: int
     epsilon: float
-    divides_by_totals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_deviation("scale", self.ddof, self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupStd(DeviationScale):
+    """The standard deviation of the group's rewards (DeepSeekMath, section 4.1.2)."""
+
+    divides_by_totals: ClassVar[bool] = True
 
     def __call__(self, groups: ScoredGroups, moments: Moments) -> Affine:
         """See `group_std`."""
@@ -65,20 +71,10 @@ class GroupStd(Scale):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchStd(Scale):
-    """The standard deviation of all the iteration's rewards (Lite PPO, https://arxiv.org/abs/2508.08221).
+class BatchStd(DeviationScale):
+    """The standard deviation of all the iteration's rewards (Lite PPO, https://arxiv.org/abs/2508.08221)."""
 
-    Args:
-        ddof: 0 divides a variance by the number of values, 1 by one less.
-        epsilon: Added to a standard deviation, >= 0.
-    """
-
-    ddof: int
-    epsilon: float
     divides_by_totals: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_deviation("scale", self.ddof, self.epsilon)
 
     def __call__(self, groups: ScoredGroups, moments: Moments) -> Affine:
         """See `batch_std`."""
@@ -86,22 +82,13 @@ class BatchStd(Scale):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvantageStd(Scale):
+class AdvantageStd(DeviationScale):
     """The standard deviation of all the iteration's advantages, one per completion (ScaleRL).
 
     https://arxiv.org/abs/2510.13786. Nothing is subtracted.
-
-    Args:
-        ddof: 0 divides a variance by the number of values, 1 by one less.
-        epsilon: Added to a standard deviation, >= 0.
     """
 
-    ddof: int
-    epsilon: float
     divides_by_totals: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_deviation("scale", self.ddof, self.epsilon)
 
     def __call__(self, groups: ScoredGroups, moments: Moments) -> Affine:  # noqa: ARG002 - asks the advantages alone
         """See `pooled`."""
@@ -109,22 +96,13 @@ class AdvantageStd(Scale):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whitened(Scale):
+class Whitened(DeviationScale):
     """Mean 0 and standard deviation 1 over the iteration's completions (GDPO).
 
     https://arxiv.org/abs/2601.05242
-
-    Args:
-        ddof: 0 divides a variance by the number of values, 1 by one less.
-        epsilon: Added to a standard deviation, >= 0.
     """
 
-    ddof: int
-    epsilon: float
     divides_by_totals: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_deviation("scale", self.ddof, self.epsilon)
 
     def __call__(self, groups: ScoredGroups, moments: Moments) -> Affine:  # noqa: ARG002 - asks the advantages alone
         """See `pooled`."""
@@ -133,22 +111,13 @@ class Whitened(Scale):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenWhitened(Scale):
+class TokenWhitened(DeviationScale):
     """Mean 0 and standard deviation 1 over the iteration's loss tokens (REINFORCE++, equation 10).
 
     https://arxiv.org/abs/2501.03262
-
-    Args:
-        ddof: 0 divides a variance by the number of values, 1 by one less.
-        epsilon: Added to a standard deviation, >= 0.
     """
 
-    ddof: int
-    epsilon: float
     divides_by_totals: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_deviation("scale", self.ddof, self.epsilon)
 
     def __call__(self, groups: ScoredGroups, moments: Moments) -> Affine:  # noqa: ARG002 - asks the advantages alone
         """See `pooled`."""
