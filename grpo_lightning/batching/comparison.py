@@ -39,11 +39,12 @@ def completion_tokens(rollout: Rollout, rewards: Rewards, experience: Experience
             is_step_BT[b, ends] = True
     places = [(slot, index) for slot in rollout.slots for index in range(rollout.group_size)]
     samples = {sample.place: sample for sample in experience.samples()}
+    example = next(iter(samples.values()), experience.blank)  # has the policy's precision, where there is one
 
     def column(name: str) -> Tensor | None:
-        if getattr(experience.blank, name) is None:
+        if getattr(example, name) is None:
             return None
-        nothing = getattr(experience.blank, name).new_zeros(max(lengths))
+        nothing = getattr(example, name).new_zeros(max(lengths))
         rows = [getattr(samples[place], name) if place in samples else nothing for place in places]
         return pad_sequence([nothing, *rows], batch_first=True)[1:]
 

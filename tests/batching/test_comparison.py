@@ -35,7 +35,7 @@ REWARDS = Rewards(
 )
 
 
-def experience(learned):
+def experience(learned, dtype=torch.float32):
     shape = IterationShape(prompts_per_iteration=4, group_size=2, num_epochs=1, num_minibatches=1)
     built = Experience.build(
         iteration=0,
@@ -44,7 +44,7 @@ def experience(learned):
         metrics={},
         accumulate_grad_batches=1,
     )
-    rows = {s.place: torch.full((len(s.completion_ids),), -1.0 - s.slot) for s in built.samples()}
+    rows = {s.place: torch.full((len(s.completion_ids),), -1.0 - s.slot, dtype=dtype) for s in built.samples()}
     return built.with_column("old_logprobs", rows, dtype=torch.float32)
 
 
@@ -82,6 +82,11 @@ def test_tokens_by_hand():
     ]
     assert tokens.old_logprobs_BT.tolist() == [[-2, -2, -2, 0], [0] * 4, [-4] * 4, [0] * 4]
     assert tokens.reference_logprobs_BT is None
+
+
+def test_log_probabilities_keep_their_precision():
+    tokens = completion_tokens(ROLLOUT, REWARDS, experience([True, False, True, False], dtype=torch.float64))
+    assert tokens.old_logprobs_BT.dtype == torch.float64
 
 
 def test_no_samples_at_all_leave_tokens_without_a_loss():
