@@ -12,7 +12,6 @@ from papers.arithmetic import (
     rewards,
     sg,
     std,
-    tokens_of,
 )
 from papers.batches import Groups
 
@@ -62,7 +61,7 @@ def rloo(minibatch: Groups, iteration: Groups) -> Number:
     total = 0.0
     for group in minibatch:
         penalised = [
-            answer.total - 0.05 * sum(token.old - token.reference for token in answer.tokens) for answer in group
+            answer.total - 0.03 * sum(token.old - token.reference for token in answer.tokens) for answer in group
         ]
         for answer, advantage in zip(group, leave_one_out(penalised), strict=True):
             total += advantage * sum(token.now for token in answer.tokens)
@@ -81,15 +80,18 @@ def opo(minibatch: Groups, iteration: Groups) -> Number:
 
 
 def gpg(minibatch: Groups, iteration: Groups) -> Number:
-    """GPG: alpha (r - mean), alpha = B / (B - M), M completions of the batch's B in groups of equal rewards."""
+    """GPG, equations 5 to 8: alpha (r - mean), alpha = B / (B - M), M of the batch's B in groups of equal rewards."""
     size = len(flat(iteration))
     alpha = size / (size - sum(len(group) for group in iteration if not is_mixed(group)))
+    prompts = [group for group in minibatch if group]
     total = 0.0
-    for group in minibatch:
+    for group in prompts:
+        inner = 0.0
         for answer, advantage in zip(group, centred(group), strict=True):
             for token in answer.tokens:
-                total += alpha * advantage * token.now
-    return total / len(list(tokens_of(minibatch)))
+                inner += alpha * advantage * token.now
+        total += inner / sum(len(answer.tokens) for answer in group)
+    return total / len(prompts)
 
 
 def maxrl(minibatch: Groups, iteration: Groups) -> Number:
