@@ -143,7 +143,7 @@ class GRPOModule(HeldOutLoops):
     def training_step(self, tick: Tick, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """One micro-batch of one update; the first of an iteration draws and scores its completions."""
         if tick.starts_iteration:
-            rollout = self.generate(self.prompts.take(self.shape.prompts_per_iteration))
+            rollout = self.generate(self.prompts.take_distinct(self.shape.prompts_per_iteration))
             rewards = self.score(rollout)
             groups = self.select(rollout, rewards)
             self.experience = self.prepare(groups)

@@ -58,6 +58,15 @@ class PromptStream:
                 taken.append(prompt)
         return taken
 
+    def take_distinct(self, n: int) -> list[Prompt]:
+        """The next n prompts, none of them twice, unless there are fewer than n.
+
+        Where an epoch ends among them, the next one may begin with some of the same: they have had their turn.
+        """
+        if self.num_others(frozenset()) < n:
+            return self.take(n)
+        return self.take_others(n, than=frozenset())
+
     def num_others(self, than: Set[int]) -> int:
         """How many prompts are neither retired nor have an index among `than`."""
         return len(self._indices - self.retired - than)

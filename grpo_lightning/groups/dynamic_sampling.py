@@ -11,7 +11,7 @@ class DynamicSampling(GroupFilter):
     """Draws further prompts until every group of the iteration has rewards that differ.
 
     Source: DAPO, equation 11 and Algorithm 1 (https://arxiv.org/abs/2503.14476). A round draws as many prompts as an
-    iteration has; those of a further round differ from all before. Groups beyond what the iteration needs are thrown
+    iteration has, and no prompt is drawn twice in an iteration. Groups beyond what the iteration needs are thrown
     away. Where the rounds end too early, since everything is solved or hopeless, the update learns from the groups
     that there are, and it is said. `reward/...` and `completion/...` are of everything that was drawn.
 

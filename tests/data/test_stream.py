@@ -148,3 +148,23 @@ def test_the_retired_are_no_others():
     some.retire(3)
     assert some.num_others({0}) == 3
     assert sorted(prompt.index for prompt in some.take_others(3, than={0})) == [1, 2, 4]
+
+
+def test_an_epoch_that_ends_in_the_middle_repeats_nothing():
+    for seed in range(20):
+        some = PromptStream(prompts(range(7)), seed=seed)
+        for _ in range(5):
+            taken = [prompt.index for prompt in some.take_distinct(5)]
+            assert len(set(taken)) == 5
+
+
+def test_where_nothing_is_repeated_distinct_prompts_are_the_next_ones():
+    one, other = stream(6), stream(6)
+    assert [one.take(3) for _ in range(6)] == [other.take_distinct(3) for _ in range(6)]
+
+
+def test_fewer_prompts_than_are_asked_for_come_again():
+    some = stream(5)
+    some.retire(3)
+    taken = [prompt.index for prompt in some.take_distinct(8)]
+    assert sorted(taken) == [0, 0, 1, 1, 2, 2, 4, 4]
