@@ -125,20 +125,15 @@ def learning(name: str, iteration: Iteration, objective: Objective | None = None
         objective: Another than the overlay's.
     """
     stated, objective = settings(name), objective or replay.overlay(name)
-    num_prompts, group_size = len(iteration.groups), len(iteration.groups[0])
     shape = IterationShape(
-        prompts_per_iteration=num_prompts,
-        group_size=group_size,
+        prompts_per_iteration=len(iteration.groups),
+        group_size=len(iteration.groups[0]),
         num_epochs=stated.get("num_epochs", 2),
         num_minibatches=stated.get("num_minibatches", 2),
     )
     rollout = _rollout(iteration)
-    by_first_token = {drawn.token_ids[0]: drawn for group in iteration.groups for drawn in group}
-    rewards = score_rollout(
-        [Recorded(name, by_first_token) for name in WEIGHTS], rollout.completion_prompts, rollout.completions
-    )
-    filter_class = getattr(groups, stated["groups"]["class_path"])
-    scored = scored_groups(rollout, rewards).kept_by(filter_class(**stated["groups"].get("init_args", {})).keep)
+    rewards = score_rollout(_rewards(iteration), rollout.completion_prompts, rollout.completions)
+    scored = scored_groups(rollout, rewards).kept_by(_filter(stated["groups"]).keep)
     learned_B = scored.valid_PG.flatten() & objective.keeps(rollout.is_truncated_B)
     minibatches = cut_into_minibatches(rollout, learned_B, shape)
     experience = Experience.build(
@@ -148,17 +143,31 @@ def learning(name: str, iteration: Iteration, objective: Objective | None = None
         metrics={},
         accumulate_grad_batches=1,
     )
-    preparation = Preparation(
+    preparation = _preparation(objective, iteration, shape.num_updates)
+    experience, _ = preparation.fill_in(experience, scored, rollout, rewards)
+    return Learning(objective, experience, shape.num_updates)
+
+
+def _preparation(objective: Objective, iteration: Iteration, num_updates: int) -> Preparation:
+    old, reference = (Table(torch.tensor(row, dtype=torch.float64)) for row in (iteration.old, iteration.reference))
+    return Preparation(
         objective=objective,
-        policy=Table(torch.tensor(iteration.old, dtype=torch.float64)),
-        reference=Table(torch.tensor(iteration.reference, dtype=torch.float64)) if objective.needs_reference else None,
+        policy=old,
+        reference=reference if objective.needs_reference else None,
         forward=FORWARD,
-        num_updates=shape.num_updates,
+        num_updates=num_updates,
         coefficients=objective.coefficients,
         gather=on_one_rank,
     )
-    experience, _ = preparation.fill_in(experience, scored, rollout, rewards)
-    return Learning(objective, experience, shape.num_updates)
+
+
+def _filter(stated: dict) -> groups.GroupFilter:
+    return getattr(groups, stated["class_path"])(**stated.get("init_args", {}))
+
+
+def _rewards(iteration: Iteration) -> list[Recorded]:
+    of_first_token = {drawn.token_ids[0]: drawn for group in iteration.groups for drawn in group}
+    return [Recorded(name, of_first_token) for name in WEIGHTS]
 
 
 def padded_minibatch(mine: Learning, update: int, now: Tensor) -> tuple[TokenScores, LossBatch]:

@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import replay
 import torch
-from papers import completion_ratios, grpo, policy_gradients
 from papers.batches import Iteration, answers, random_iteration
+from papers.formulas import PAPERS
 from papers.overlays import NAMES, learning, padded_minibatch
 from torch.nn.functional import pad
 
@@ -24,12 +24,6 @@ from grpo_lightning.objective import (
 )
 
 SEEDS = (1, 2, 3)
-PAPERS = {
-    name: function
-    for module in (grpo, completion_ratios, policy_gradients)
-    for name, function in vars(module).items()
-    if getattr(function, "__module__", None) == module.__name__ and not name.startswith("_")
-}
 AGGREGATIONS = (
     SequenceMeanTokenMean(),
     TokenMean(),
