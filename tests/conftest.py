@@ -1,7 +1,32 @@
-"""The table of the properties that a run has proved, at its end.
+"""What a property is, and the table of those that a run has proved, at its end.
 
-It stands here and not beside the properties, because the process that prints it collects no tests when others run them.
+A property is a statement, its source, an error that must vanish, and defects under which it does not. The table is
+printed here and not beside the properties, because the process that prints it collects no tests when others run them.
 """
+
+import pytest
+
+CAUGHT_FACTOR = 1000
+"""A defect is caught where it makes the error this many tolerances."""
+
+
+@pytest.fixture
+def prove(record_property, monkeypatch):
+    """Checks a property, and that each mutant breaks it; both are told to the table at the end of the run."""
+
+    def check(statement, source, error, *mutants, tolerance=1e-10, caught_factor=CAUGHT_FACTOR):
+        found, caught = error(), []
+        for mutant in mutants:
+            with monkeypatch.context() as patch:
+                mutant.apply(patch)
+                caught.append((mutant.name, error()))
+        record_property("property", [statement, source, found, tolerance, caught])
+        assert found <= tolerance, f"{statement} ({source}): off by {found:.3g}, tolerance {tolerance:g}"
+        assert mutants, "a property names a defect that breaks it"
+        for name, broken in caught:
+            assert not broken <= caught_factor * tolerance, f"{statement}: does not notice {name!r} ({broken:.3g})"
+
+    return check
 
 
 def pytest_terminal_summary(terminalreporter):

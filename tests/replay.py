@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import controlled
 import torch
 import yaml
 from jsonargparse import ArgumentParser
@@ -186,10 +187,13 @@ def make(
     live=False,
     max_rounds=None,
     num_solved_in_seven=None,
+    is_controlled=False,
     callbacks=(),
     lr=1e-2,
     **trainer_kwargs,
 ):
+    if is_controlled:
+        objective, callbacks = controlled.objective(), [*controlled.controllers(), controlled.States(), *callbacks]
     if isinstance(objective, str):
         objective = overlay(objective)
     module = GRPOModule(
@@ -263,6 +267,7 @@ def main(settings, out):
         "gradients": record.gradients,
         "weights": record.weights,
         "metrics": record.metrics,
+        "states": [state for c in trainer.callbacks if isinstance(c, controlled.States) for state in c.states],
         "optimizer": trainer.optimizers[0].state_dict()["state"],
         "slots": module.rollout.slots if module.rollout else (),
         "tokens": [c.token_ids for c in module.rollout.completions] if module.rollout else [],

@@ -87,3 +87,31 @@ def test_two_ranks_make_the_same_rounds(tmp_path):
     torch.testing.assert_close(first["gradients"][0], one.gradients[0], rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(first["weights"][-1], one.weights[-1], rtol=1e-6, atol=1e-9)
     assert (first["slots"], second["slots"]) == ((0, 2), (1, 3))
+
+
+def test_tokens_of_groups_that_are_thrown_away_were_generated(monkeypatch):
+    engine, watch, drawn = replay.RecordedEngine, Watch(), []
+    generate = engine.generate
+
+    def counted(self, *arguments):
+        completions = generate(self, *arguments)
+        drawn.extend(len(completion.token_ids) for completion in completions)
+        return completions
+
+    monkeypatch.setattr(engine, "generate", counted)
+    module, data, trainer, _ = replay.make(callbacks=[watch], **SETTINGS)
+    trainer.fit(module, data)
+    selected = sum(len(c.token_ids) for rollout in watch.rollouts for c in rollout.completions)
+    assert module.tokens_generated == sum(drawn) > selected
+    # Each of two epochs learns from the groups with a signal, all of which were selected.
+    learned = sum(
+        len(c.token_ids)
+        for rollout, rewards in zip(watch.rollouts, watch.rewards, strict=True)
+        for c, is_kept in zip(
+            rollout.completions,
+            DynamicSampling().keep(rewards.totals_B.view(4, 4), rewards.valid_B.view(4, 4)).repeat_interleave(4),
+            strict=True,
+        )
+        if is_kept
+    )
+    assert module.tokens_trained == 2 * learned
