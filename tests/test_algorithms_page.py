@@ -125,6 +125,13 @@ def test_a_section_names_the_paper_that_the_overlay_names(name):
     assert papers[0] in sections()[name]
 
 
+def test_formulas_are_whole():
+    assert all(line.count("$`") == line.count("`$") for line in PAGE.splitlines())
+    for formula in re.findall(r"```math\n(.*?)```|\$`(.*?)`\$", PAGE, re.DOTALL):
+        braces = re.sub(r"\\[{}]", "", "".join(formula))
+        assert braces.count("{") == braces.count("}")
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_the_page_is_found(name):
     assert "docs/algorithms.md" in (ROOT / name).read_text()
