@@ -4,6 +4,7 @@
 #   make quickstart-long  the same run with 1,000 updates instead of 120, for at most ten minutes
 #   make test             the tests that a change must pass
 #   make test-slow        the tests that train for minutes
+#   make test-peers       the objective against TRL's trainer, in an environment of its own
 #   make check            format, lint, types and `make test`: what to run before a commit
 
 PYTHON ?= python3
@@ -15,8 +16,9 @@ export TOKENIZERS_PARALLELISM := false
 
 RUN := .venv
 DEV := .venv-dev
+PEERS := .venv-peers
 
-.PHONY: quickstart quickstart-long test test-slow check clean
+.PHONY: quickstart quickstart-long test test-slow test-peers check clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUN)/installed
@@ -32,6 +34,9 @@ test: $(DEV)/installed
 test-slow: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -m slow
 
+test-peers: $(PEERS)/installed
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -m peers tests/peers
+
 check: $(DEV)/installed
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
@@ -39,7 +44,7 @@ check: $(DEV)/installed
 	$(MAKE) test
 
 clean:
-	rm -rf $(RUN) $(DEV) build dist *.egg-info
+	rm -rf $(RUN) $(DEV) $(PEERS) build dist *.egg-info
 
 $(RUN)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(RUN)
@@ -49,4 +54,9 @@ $(RUN)/installed: pyproject.toml $(CONSTRAINTS)
 $(DEV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
+
+$(PEERS)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable . trl pytest
 	touch $@
