@@ -78,5 +78,6 @@ class Preparation:
             logprobs = self.forward.logprobs(self.reference, experience)
             experience = experience.with_column("reference_logprobs", logprobs, dtype=ROW)
         if self.objective.needs_sampler_logprobs:
-            experience = experience.with_column("sampler_logprobs", sampler_logprobs(rollout), dtype=ROW)
+            rows = sampler_logprobs(rollout)
+            experience = experience.with_column("sampler_logprobs", rows, dtype=torch.float64)
         return experience

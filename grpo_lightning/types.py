@@ -327,7 +327,7 @@ class LossBatch(NamedTuple):
     reference_logprobs_BT: Tensor | None = None
     """None where nothing needs a reference."""
     sampler_logprobs_BT: Tensor | None = None
-    """None where nothing needs them."""
+    """float64; None where nothing needs them."""
     policy_mask_BT: Tensor | None = None
     """bool, the tokens that keep their policy gradient; None for all."""
 

@@ -46,6 +46,12 @@ def test_two_ranks(tmp_path, name):
         assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-6)  # logged in fp32
 
 
+def test_what_the_in_process_engine_says_of_a_token_is_what_the_trainer_says():
+    """In fp64, in which no other rounding hides what is lost on the way."""
+    record, _ = replay.run(objective="deepseek_v32", dtype="float64", live=True, iterations=1)
+    assert 0 <= record.metrics[0]["sampler/logprob_difference"] < 1e-12
+
+
 def test_a_rank_without_samples_has_the_others_statistics(tmp_path):
     settings = {"dtype": "float64", "fails_on_odd": True, "num_epochs": 2, "objective": "deepseek_v32", "iterations": 2}
     first, second = replay.two_ranks(tmp_path, **settings)

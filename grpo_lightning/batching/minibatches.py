@@ -60,9 +60,9 @@ def global_counts(
 
 
 def sampler_logprobs(rollout: Rollout) -> dict[Place, Tensor]:
-    """What the rollout engine says of the tokens that it drew, by the completions' places."""
+    """What the rollout engine says of the tokens that it drew, in float64, by the completions' places."""
     places = ((slot, index) for slot in rollout.slots for index in range(rollout.group_size))
-    rows = (torch.tensor(completion.sampler_logprobs) for completion in rollout.completions)
+    rows = (torch.tensor(completion.sampler_logprobs, dtype=torch.float64) for completion in rollout.completions)
     return dict(zip(places, rows, strict=True))
 
 

@@ -175,10 +175,10 @@ class Objective:
             counts: Of the whole global minibatch.
             coefficients: Of the moment.
         """
-        logprobs_BT, mask_BT = scores.logprobs_BT, batch.mask_BT
+        batch = _in_precision(batch, scores.logprobs_BT.dtype)
+        logprobs_BT, advantages_BT, mask_BT = scores.logprobs_BT, batch.advantages_BT, batch.mask_BT
         old_logprobs_BT = self._old_logprobs(logprobs_BT, batch)
         log_ratios_BT = self.ratio(logprobs_BT - old_logprobs_BT, mask_BT)
-        advantages_BT = batch.advantages_BT.to(logprobs_BT.dtype)
         objective_BT = self.surrogate(log_ratios_BT, logprobs_BT, advantages_BT, mask_BT)
         weights_BT = self._correction_weights(old_logprobs_BT, batch)
         if weights_BT is not None:
@@ -238,6 +238,15 @@ class Objective:
         if isinstance(self.kl, LossPenalty):
             return self.kl(logprobs_BT, old_logprobs_BT, batch.reference_logprobs_BT)
         return self.kl.estimator(logprobs_BT.detach(), batch.reference_logprobs_BT)
+
+
+def _in_precision(batch: LossBatch, dtype: torch.dtype) -> LossBatch:
+    """What was recorded in float64 in the precision of the policy's log-probabilities."""
+    sampler_logprobs_BT = batch.sampler_logprobs_BT
+    return batch._replace(
+        advantages_BT=batch.advantages_BT.to(dtype),
+        sampler_logprobs_BT=None if sampler_logprobs_BT is None else sampler_logprobs_BT.to(dtype),
+    )
 
 
 def grpo(*, clip: float = 0.2, kl_coefficient: float = 0.04) -> Objective:

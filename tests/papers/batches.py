@@ -7,7 +7,6 @@ import math
 import random
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 WEIGHTS = {"correct": 1.0, "format": 0.5, "steps": 0.2}
@@ -35,7 +34,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Iteration:
-    """Groups of completions, and what three policies say of each token; the sampler's are numbers of fp32."""
+    """Groups of completions, and what three policies say of each token."""
 
     groups: list[list[Drawn]]
     old: list[float]
@@ -132,7 +131,7 @@ def random_iteration(seed: int) -> Iteration:
     return Iteration(
         groups=groups,
         old=old,
-        sampler=torch.tensor([o + rng.gauss(0, 0.6) for o in old]).tolist(),
+        sampler=[o + rng.gauss(0, 0.6) for o in old],
         reference=[o + rng.gauss(0, 0.5) for o in old],
         drift=[rng.gauss(0, rng.choice([0.2, 1.8])) for _ in range(count)],
     )

@@ -26,9 +26,8 @@ def answers(module, now, old, reference) -> list[list[Answer]]:
     """The last rollout as a paper sees it."""
     group = []
     for b, completion in enumerate(module.rollout.completions):
-        sampler = torch.tensor(completion.sampler_logprobs).tolist()
         tokens = [
-            Token(t, now[b][t], old[b][t].item(), sampler[t], reference[b][t].item())
+            Token(t, now[b][t], old[b][t].item(), completion.sampler_logprobs[t], reference[b][t].item())
             for t in range(len(completion.token_ids))
         ]
         steps = module.rewards.steps["steps"][b]
