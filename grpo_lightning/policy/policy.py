@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from grpo_lightning.functional.head import Head, head_logprobs_and_entropy
 from grpo_lightning.functional.logprobs import logprobs_and_entropy
 from grpo_lightning.types import ForwardBatch, TokenScores
 
@@ -28,7 +30,7 @@ class Policy(nn.Module):
                 module.p = 0.0
         self.model = model.train()  # what a folder holds is loaded in eval mode; without dropout the modes are the same
         self.tokenizer = tokenizer
-        self._head_is_linear = _head_is_linear(model)
+        self._head = _head_kind(model)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -44,15 +46,17 @@ class Policy(nn.Module):
         Only the states that predict a completion token go through the language-model head. Gradient flows through the
         entropy where `entropy_gradient` says so.
         """
-        if self._head_is_linear:
+        settings = {"temperature": temperature, "entropy_gradient": entropy_gradient}
+        if self._head.is_plain:
             hidden_RLD = self.model.base_model(input_ids=batch.input_ids_RL, use_cache=False).last_hidden_state
-            logits_NV = self.model.get_output_embeddings()(hidden_RLD.flatten(0, 1)[batch.positions_N])
+            hidden_ND = hidden_RLD.flatten(0, 1).index_select(0, batch.positions_N)
+            head = self.model.get_output_embeddings()
+            weights = Head(head.weight, head.bias, self._head.softcap)
+            logprobs_N, entropy_N = head_logprobs_and_entropy(hidden_ND, weights, batch.targets_N, **settings)
         else:
             logits_RLV = self.model(input_ids=batch.input_ids_RL, use_cache=False).logits
-            logits_NV = logits_RLV.flatten(0, 1)[batch.positions_N]
-        logprobs_N, entropy_N = logprobs_and_entropy(
-            logits_NV, batch.targets_N, temperature=temperature, entropy_gradient=entropy_gradient
-        )
+            logits_NV = logits_RLV.flatten(0, 1).index_select(0, batch.positions_N)
+            logprobs_N, entropy_N = logprobs_and_entropy(logits_NV, batch.targets_N, **settings)
         shape = (batch.num_completions, batch.max_completion_tokens)
         index = (batch.rows_N, batch.columns_N)
         return TokenScores(
@@ -79,25 +83,32 @@ def _without_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@torch.no_grad()
-def _head_is_linear(model: PreTrainedModel) -> bool:
-    """Whether the logits are just the output embedding of the last hidden state.
+class _HeadKind(NamedTuple):
+    """What a model makes of its last hidden states."""
 
-    Some families scale or cap their logits after the head; asking the model itself is safer than a list of names.
+    softcap: float | None = None
+    is_plain: bool = False
+    """Whether the logits are those of `Head` with the output embedding's weights."""
+
+
+@torch.no_grad()
+def _head_kind(model: PreTrainedModel) -> _HeadKind:
+    """What the model's own logits show: some families scale them after the head, or have a head of their own.
+
+    Asking the model is safer than a list of names. A head that something wraps (an adapter) is left to the model too.
     """
-    head = model.get_output_embeddings()
-    if head is None:
-        return False
-    parameter = next(model.parameters())
-    if parameter.is_meta:
-        return False
+    head, parameter = model.get_output_embeddings(), next(model.parameters())
+    if type(head) is not nn.Linear or parameter.is_meta:
+        return _HeadKind()
+    config = model.config.get_text_config()
     was_training = model.training
     model.eval()
-    input_ids = torch.arange(min(4, model.config.get_text_config().vocab_size), device=parameter.device)[None]
+    input_ids = torch.arange(min(4, config.vocab_size), device=parameter.device)[None]
     logits = model(input_ids=input_ids, use_cache=False).logits
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     model.train(was_training)
-    return torch.equal(head(hidden), logits)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return _HeadKind(softcap, torch.equal(Head(head.weight, head.bias, softcap).logits(hidden), logits))
 
 
 def frozen_copy(policy: Policy, weights: dict[str, Tensor]) -> Policy:

@@ -15,6 +15,7 @@ from transformers import (
 
 from grpo_lightning.batching import padded
 from grpo_lightning.policy import Policy, frozen_copy
+from grpo_lightning.policy import policy as policy_module
 
 CPU = torch.device("cpu")
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([9, 4])]
@@ -60,15 +61,35 @@ def test_scores_are_those_of_a_forward_of_each_sequence_by_itself(any_policy, te
         assert not scores.entropy_BT[b, T:].any()
 
 
-def test_only_what_a_head_alone_makes_of_the_states_is_made_by_it(source):
+def test_the_head_of_each_family_is_known_with_its_cap(source):
     kinds = {name: make() if make else source.load_model(seed=0) for name, make in FAMILIES.items()}
-    linear = {name: Policy(model, source.load_tokenizer())._head_is_linear for name, model in kinds.items()}
-    assert linear == {"llama": True, "gemma2": False, "gpt2": True}
+    heads = {name: Policy(model, source.load_tokenizer())._head for name, model in kinds.items()}
+    assert heads == {"llama": (None, True), "gemma2": (1.0, True), "gpt2": (None, True)}
 
 
-def test_the_vocabulary_is_never_spread_over_prompts_or_padding(policy):
+def test_logits_that_a_model_changes_after_its_head_are_left_to_the_model(source):
+    class Scaled(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits / 3
+            return output
+
+    model = Scaled(source.load_model(seed=0).config).double()
+    policy = Policy(model, source.load_tokenizer())
+    assert not policy._head.is_plain
+    scores = policy(padded(PROMPTS, COMPLETIONS, CPU), 1.0)
+    logits_LV = model(input_ids=torch.tensor([[5, 6, 7, 4]])).logits[0]
+    assert scores.logprobs_BT[0, 0].item() == pytest.approx(logits_LV[2].log_softmax(-1)[4].item(), abs=1e-12)
+
+
+def test_the_vocabulary_is_never_spread_over_prompts_or_padding(policy, monkeypatch):
     rows = []
-    policy.model.get_output_embeddings().register_forward_hook(lambda module, args, out: rows.append(args[0].shape[0]))
+    scored = policy_module.head_logprobs_and_entropy
+    monkeypatch.setattr(
+        policy_module,
+        "head_logprobs_and_entropy",
+        lambda states, *a, **k: (rows.append(len(states)), scored(states, *a, **k))[1],
+    )
     policy(padded(PROMPTS, COMPLETIONS, CPU), 1.0)
     assert rows == [2 + 4 + 1], "one row of logits for each completion token"
 
