@@ -3,7 +3,9 @@
 import pytest
 import replay
 import torch
+from enumeration import far, shortfall, worst
 from lightning.pytorch.callbacks import Callback
+from mutants import Mutant, replaced
 
 from grpo_lightning.callbacks.reference_average import ReferenceAverage
 from grpo_lightning.callbacks.reference_refresh import ReferenceRefresh
@@ -61,20 +63,45 @@ def test_the_reference_is_the_policy_of_the_last_refresh(settings, due):
             assert torch.equal(reference, expected)
 
 
-def test_after_a_refresh_the_divergence_begins_at_zero():
-    _, record, _ = run(ReferenceRefresh(every_n_iterations=2), iterations=4, num_epochs=2)
-    divergences = [metrics["policy/kl"] for metrics in record.metrics]
-    # Updates 0 and 4 begin an iteration with the policy as reference: equal weights give equal log-probabilities.
-    assert [divergence <= 1e-7 for divergence in divergences] == [True, False, False, False] * 2
+def test_after_a_refresh_the_divergence_begins_at_zero(prove):
+    def error():
+        _, record, _ = run(ReferenceRefresh(every_n_iterations=2), iterations=4, num_epochs=2)
+        divergences = [metrics["policy/kl"] for metrics in record.metrics]
+        # Updates 0 and 4 begin an iteration with the policy as reference: equal weights give equal log-probabilities.
+        moved = [shortfall(divergence, 1e-6) for i, divergence in enumerate(divergences) if i % 4]
+        return worst(divergences[0], divergences[4], moved)
+
+    prove(
+        "a refresh of the reference sets its divergence to 0 at that step (fp32)",
+        "DeepSeekMath, algorithm 1",
+        error,
+        replaced("not refreshed", "module.mix", lambda reference, policy, *, share: None),
+        Mutant("half refreshed", "module.mix", lambda f: lambda *args, share: f(*args, share=share / 2)),
+        tolerance=1e-7,
+    )
 
 
-def test_the_average_is_exact():
-    _, record, references = run(ReferenceAverage(share=0.6, every_n_steps=2), iterations=4, dtype="float64")
-    # Updates 1 and 3 move it. fp64: a multiplication and an addition of each are rounded.
-    expected = 0.6 * record.weights[1] + 0.4 * references[0]
-    torch.testing.assert_close(references[1], expected, rtol=1e-14, atol=1e-16)
-    assert torch.equal(references[2], references[1])
-    torch.testing.assert_close(references[3], 0.6 * record.weights[3] + 0.4 * expected, rtol=1e-14, atol=1e-16)
+def test_the_average_is_exact(prove):
+    def error():
+        _, record, references = run(ReferenceAverage(share=0.6, every_n_steps=2), iterations=4, dtype="float64")
+        # Updates 1 and 3 move it.
+        second = 0.6 * record.weights[1] + 0.4 * references[0]
+        fourth = 0.6 * record.weights[3] + 0.4 * second
+        pairs = zip(references[1:], (second, second, fourth), strict=True)
+        return worst(far(reference, expected) for reference, expected in pairs)
+
+    prove(
+        "the moving reference: share pi_theta + (1 - share) pi_ref, weight by weight",
+        "Learn Your Reference Model, equation 8",
+        error,
+        Mutant("shares swapped", "module.mix", lambda f: lambda *args, share: f(*args, share=1 - share)),
+        Mutant("moved at every step", "callbacks.reference_average.ReferenceAverage.on_update_end", at_every_step),
+        tolerance=1e-14,  # fp64: a multiplication and an addition of each are rounded
+    )
+
+
+def at_every_step(on_update_end):
+    return lambda self, trainer, module, metrics: module.move_reference(self.share)
 
 
 @pytest.mark.parametrize("micro_batch", [4 * 3, 4 * 3 + 2, 4 * 3 + 3], ids=["between", "in the middle", "in a window"])

@@ -2,6 +2,7 @@ import doctest
 from types import SimpleNamespace
 
 import pytest
+from mutants import Mutant, wrong_sign
 
 from grpo_lightning.callbacks import soft_overlong
 from grpo_lightning.callbacks.soft_overlong import SoftOverlong
@@ -26,11 +27,35 @@ def test_equation_13_by_hand(length, penalty):
     assert SoftOverlong(max_length=20480, cache_length=4096).penalty(length) == penalty
 
 
-def test_it_equals_the_clipped_form_of_scalerl():
-    reward = SoftOverlong(max_length=14_000, cache_length=2_000)
-    for length in range(0, 16_000, 7):
-        clipped = min(0.0, max(-1.0, (14_000 - length) / 2_000 - 1))
-        assert reward.penalty(length) == pytest.approx(clipped, abs=1e-12)  # other roundings of the same quotient
+def test_it_equals_the_clipped_form_of_scalerl(prove):
+    def error():
+        errors = []
+        for limit, cache in ((20_480, 4_096), (14_000, 2_000)):
+            reward = SoftOverlong(max_length=limit, cache_length=cache)
+            middle = limit - cache // 2
+            anchors = {0: 0.0, limit - cache: 0.0, middle: -0.5, limit: -1.0, limit + 1: -1.0, 10 * limit: -1.0}
+            errors += [abs(reward.penalty(length) - penalty) for length, penalty in anchors.items()]
+            for length in range(0, limit + 2_000, 7):
+                clipped = min(0.0, max(-1.0, (limit - length) / cache - 1))
+                errors.append(abs(reward.penalty(length) - clipped))
+                # Continuous: a token more never costs more than its share of the cache.
+                errors.append(max(0.0, reward.penalty(length) - reward.penalty(length + 1) - 1 / cache))
+        return max(errors)
+
+    target = "callbacks.soft_overlong.SoftOverlong.penalty"
+    prove(
+        "0 up to L - C, -1/2 in the middle, -1 at L and beyond, continuous: ScaleRL's clipped form",
+        "DAPO, equation 13; ScaleRL (arXiv 2510.13786), equation 9",
+        error,
+        wrong_sign(target),
+        Mutant(
+            "no end of the slope",
+            target,
+            lambda f: lambda self, n: min(0.0, (self.max_length - n) / self.cache_length - 1),
+        ),
+        Mutant("begins at L", target, lambda f: lambda self, n: f(self, n - self.cache_length)),
+        tolerance=1e-12,  # other roundings of the same quotient
+    )
 
 
 def test_every_token_of_the_completion_counts():
