@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from mutants import Mutant
 
 from grpo_lightning.types import Coordinates, FinishReason, GenerationRequest, SamplingParams, Stream
 
@@ -236,19 +237,26 @@ def test_first_and_second_tokens_follow_the_models_distribution(engine, model, r
     first_V = distribution(torch.tensor([prompt]))[0]
     second_VV = distribution(torch.cat((torch.tensor([prompt]).expand(62, -1), torch.arange(62)[:, None]), dim=1))
     for column, probabilities_V in enumerate((first_V, first_V @ second_VV)):
-        assert_drawn_from(probabilities_V, pairs_RT[:, column])
+        assert unlikeliness(probabilities_V, pairs_RT[:, column]) < 4  # the draws are fixed, so this cannot flicker
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"temperature": 0.6}, {"top_k": 7}, {"top_p": 0.6}, {"temperature": 1.5, "top_k": 20, "top_p": 0.8}],
+    ("settings", "defects"),
+    [
+        ({"temperature": 0.6}, [{"temperature": 1.0}, {"temperature": 0.65}]),
+        ({"top_k": 7}, [{"top_k": 8}, {"top_k": 6}]),
+        ({"top_p": 0.6}, [{"top_p": 0.7}, {"top_p": 0.5}]),
+        ({"temperature": 1.5, "top_k": 20, "top_p": 0.8}, [{"temperature": 1.0}, {"top_k": 62}, {"top_p": 1.0}]),
+    ],
     ids=["temperature", "top_k", "top_p", "together"],
 )
-def test_first_tokens_follow_the_distribution_that_the_settings_leave(engine, model, ragged_requests, settings):
+def test_first_tokens_follow_the_distribution_that_the_settings_leave(
+    engine, model, ragged_requests, settings, defects, prove
+):
     prompt = ragged_requests[3].token_ids
     request = GenerationRequest(slot=0, token_ids=prompt, num_completions=50_000)
     coordinates = Coordinates(seed=0, stream=Stream.VALIDATION, iteration=0)
-    drawn = engine.generate([request], SamplingParams(max_new_tokens=1, **settings), coordinates)
+    sampling = SamplingParams(max_new_tokens=1, **settings)
     with torch.no_grad():
         logits_V = model(input_ids=torch.tensor([prompt])).logits[0, -1] / settings.get("temperature", 1.0)
     # The likeliest first: the k first, then as many of them as it takes to reach p.
@@ -257,19 +265,38 @@ def test_first_tokens_follow_the_distribution_that_the_settings_leave(engine, mo
     kept_V = order_V[: 1 + int((reached_V < settings.get("top_p", 1.0)).sum())]
     probabilities_V = torch.zeros_like(logits_V).scatter(0, kept_V, logits_V[kept_V].softmax(0))
     assert 3 <= len(kept_V) <= 62
-    assert_drawn_from(probabilities_V, torch.tensor([ids[0] for ids in tokens(drawn)]))
-    for completion in drawn[:100]:
+
+    def error():
+        drawn = engine.generate([request], sampling, coordinates)
+        return unlikeliness(probabilities_V, torch.tensor([ids[0] for ids in tokens(drawn)]))
+
+    def instead(defect):
+        return Mutant(
+            ", ".join(f"{name} {value}" for name, value in defect.items()),
+            "rollout.sampling.sampling_logprobs",
+            lambda f: lambda logits_RV, sampling: f(logits_RV, replace(sampling, **defect)),
+        )
+
+    prove(
+        f"50,000 first tokens follow the distribution of {settings}: -log10 of the chi-square test's p",
+        "the contract of rollout engines",
+        error,
+        *map(instead, defects),
+        tolerance=4.0,  # the draws are fixed, so this cannot flicker
+        caught_factor=2,
+    )
+    for completion in engine.generate([replace(request, num_completions=100)], sampling, coordinates):
         expected = probabilities_V[completion.token_ids[0]].log().item()
         assert completion.sampler_logprobs[0] == pytest.approx(expected, abs=1e-9)
 
 
-def assert_drawn_from(probabilities_V, tokens_R):
-    """Pearson's chi-square test over the tokens of which at least five are expected."""
+def unlikeliness(probabilities_V, tokens_R):
+    """-log10 of the p of Pearson's chi-square test, over the tokens of which at least five are expected."""
     expected_V = probabilities_V * len(tokens_R)
     counts_V = tokens_R.bincount(minlength=len(probabilities_V))
+    if counts_V[expected_V == 0].any():
+        return math.inf
     seen_V = expected_V >= 5
     statistic = ((counts_V - expected_V)[seen_V] ** 2 / expected_V[seen_V]).sum()
-    freedom = int(seen_V.sum()) - 1
-    # Four standard deviations above the mean; the draws are fixed, so this cannot flicker.
-    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
-    assert counts_V[expected_V == 0].sum() == 0
+    freedom = (seen_V.sum() - 1).to(statistic.dtype)
+    return -torch.special.gammaincc(freedom / 2, statistic / 2).log10().item()
