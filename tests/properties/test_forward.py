@@ -153,6 +153,41 @@ def test_in_half_precision_they_differ_by_rounding(prove):
     )
 
 
+def test_half_precision_ends_at_the_logits(prove):
+    policy = policy_of(torch.bfloat16)
+    samples = list(experience_of(drawn(policy)).samples())
+    batch = padded([s.prompt_ids for s in samples], [s.completion_ids for s in samples], CPU)
+
+    def error():
+        scores = policy(batch, TEMPERATURE)
+        if {scores.logprobs_BT.dtype, scores.entropy_BT.dtype} != {torch.float32}:
+            return float("inf")
+        with torch.no_grad():
+            logits_RLV = policy.model(input_ids=batch.input_ids_RL).logits.double() / TEMPERATURE
+        logprobs_NV = logits_RLV.flatten(0, 1)[batch.positions_N].log_softmax(dim=-1)
+        want_N = logprobs_NV.gather(1, batch.targets_N[:, None]).squeeze(1)
+        return far(scores.logprobs_BT[batch.rows_N, batch.columns_N].double(), want_N)
+
+    def in_half_precision(forward):
+        return lambda *args, **settings: type(scores := forward(*args, **settings))(*(x.bfloat16() for x in scores))
+
+    def rounded(forward):
+        return lambda *args, **settings: type(scores := forward(*args, **settings))(
+            *(x.bfloat16().float() for x in scores)
+        )
+
+    # The logits are what the bf16 model says; what is made of them is rounded to fp32, not to bf16.
+    prove(
+        "the log-probabilities of a bf16 policy are fp32, and those of its logits to 1e-5",
+        "sampler and trainer (arXiv 2510.26788)",
+        error,
+        Mutant("in bf16", "policy.policy.Policy.forward", in_half_precision),
+        Mutant("rounded to bf16", "policy.policy.Policy.forward", rounded),
+        tolerance=1e-5,
+        caught_factor=100,
+    )
+
+
 def test_neighbours_and_order_do_not_enter(prove):
     policy = policy_of(torch.float64)
     rollout = drawn(policy)

@@ -4,7 +4,8 @@ from math import comb, sqrt
 
 import torch
 from enumeration import BINARY, GRADED, SEQUENCES, Expectation, far, gradient, one_minus_cosine, shortfall, worst
-from mutants import mask_off_by_one, replaced, swapped_ddof, wrong_sign
+from mutants import Mutant, mask_off_by_one, replaced, swapped_ddof, wrong_sign
+from objective_cases import scored
 
 from grpo_lightning.functional.advantages import group_centred
 from grpo_lightning.objective import (
@@ -161,6 +162,40 @@ def test_the_group_deviation_ascends_another_function(prove):
         "DeepSeekMath, section 4.1.2",
         error,
         swapped_ddof("objective.scale.group_std"),
+    )
+
+
+def test_large_groups_ascend_the_arcsine_of_the_root(prove):
+    def slope(p, g):
+        """Of the expected update in p: the groups with k of g right, by the framework's own advantages."""
+        rewards_PG = (torch.arange(g) < torch.arange(g + 1)[:, None]).double()
+        objective = reinforce(GroupMean(), GroupStd(ddof=0, epsilon=0.0))
+        groups = scored(rewards_PG.tolist())
+        advantages_PG = objective.advantages(groups, objective.coefficients).view_as(rewards_PG)
+        # d log p = dp / p for what is right, d log (1 - p) = -dp / (1 - p) for what is wrong.
+        of_group = (advantages_PG * torch.where(rewards_PG > 0, 1 / p, -1 / (1 - p))).mean(dim=1)
+        weights = [comb(g, k) * p**k * (1 - p) ** (g - k) for k in range(g + 1)]
+        return (torch.tensor(weights, dtype=torch.float64) * of_group).sum().item()
+
+    def error():
+        errors = []
+        for p in (0.2, 0.5, 0.7):
+            # d/dp 2 arcsin sqrt(p) = 1 / sqrt(p (1 - p)); the mean deviation falls short by 1 / (8 G p (1 - p)).
+            limit, first_order = 1 / sqrt(p * (1 - p)), 1 / (8 * p * (1 - p))
+            errors += [abs(slope(p, g) / limit - 1 + first_order / g) * g**2 for g in (100, 200)]
+        return worst(errors)
+
+    # What is left is of second order, in units of 1 / G^2: 1.4 at p = 0.2.
+    prove(
+        "with many completions a group the update over the deviation is that of 2 arcsin sqrt(p), to 1/G",
+        "DeepSeekMath, section 4.1.2",
+        error,
+        Mutant(
+            "the variance for the deviation", "objective.scale.group_std", lambda f: lambda *a, **k: f(*a, **k) ** 2
+        ),
+        swapped_ddof("objective.scale.group_std"),
+        tolerance=4.0,
+        caught_factor=5,
     )
 
 
