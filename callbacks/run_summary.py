@@ -83,9 +83,9 @@ class RunSummary(Callback):
         step, found = self._validated
         self._after = found if found and step == trainer.global_step else _evaluate(trainer, pl_module)
         self._summary = self._facts(trainer, pl_module, is_interrupted=False)
+        if hasattr(pl_module, "export_policy"):
+            pl_module.export_policy(self._folder / "policy")
         if trainer.is_global_zero:
-            if hasattr(pl_module, "export_policy"):
-                pl_module.export_policy(self._folder / "policy")
             _write(self._folder, self._summary)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ARG002

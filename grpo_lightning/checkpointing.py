@@ -8,6 +8,9 @@ from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from torch import Tensor
+
+Weights = dict[str, Tensor]
 
 
 class PolicyExport(_WrappingCheckpointIO):
@@ -15,16 +18,17 @@ class PolicyExport(_WrappingCheckpointIO):
 
     Args:
         checkpoint_io: What writes the checkpoint itself.
-        save_policy: Writes the policy's folder.
+        save_policy: Writes the policy's folder, from the weights that a checkpoint holds.
     """
 
-    def __init__(self, checkpoint_io: CheckpointIO, save_policy: Callable[[Path], None]) -> None:
+    def __init__(self, checkpoint_io: CheckpointIO, save_policy: Callable[[Path, Weights], None]) -> None:
         super().__init__(checkpoint_io)
         self.save_policy = save_policy
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the folder, then the checkpoint: whoever finds a checkpoint finds its policy."""
-        write_whole(policy_folder(path), self.save_policy)
+        weights = checkpoint["state_dict"]
+        write_whole(policy_folder(path), lambda folder: self.save_policy(folder, weights))
         self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)  # type: ignore[union-attr]
 
     def remove_checkpoint(self, path: Any) -> None:

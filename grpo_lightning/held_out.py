@@ -22,6 +22,10 @@ class HeldOutLoops(LightningModule, ABC):
     reward_callbacks: list[RewardCallback]
 
     @abstractmethod
+    def whole_policy(self) -> AbstractContextManager[None]:
+        """Inside, the policy can be called by each rank as often as it likes. Entered by all ranks together."""
+
+    @abstractmethod
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage."""
 
@@ -36,7 +40,8 @@ class HeldOutLoops(LightningModule, ABC):
     def predict_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> list[dict[str, Any]]:  # noqa: ARG002
         """The completions of some prompts, drawn as `model.sampling` says; see `draw_each`."""
         coordinates = Coordinates(seed=self.seed, stream=Stream.PREDICT, iteration=0)
-        return draw_each(self.engine, batch, self.sampling, coordinates)
+        with self.whole_policy():
+            return draw_each(self.engine, batch, self.sampling, coordinates)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
@@ -53,7 +58,7 @@ class HeldOutLoops(LightningModule, ABC):
         return {name: float(value) for name, value in self.held_out.take().items()}
 
     def _judge(self, batch: list[EvaluationPrompt], stream: Stream) -> None:
-        with self.phase("evaluate"):
+        with self.phase("evaluate"), self.whole_policy():
             self.held_out.evaluate(
                 batch,
                 engine=self.engine,

@@ -32,6 +32,7 @@ from grpo_lightning.ranks import exchange_over_ranks, gather_over_ranks, sum_ove
 from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
+from grpo_lightning.strategies import Placement, placement_of
 from grpo_lightning.ticks import Tick, TickLoader
 from grpo_lightning.types import (
     Coordinates,
@@ -152,7 +153,7 @@ class GRPOModule(HeldOutLoops):
 
     def generate(self, prompts: Sequence[Prompt], *, first_slot: int = 0) -> Rollout:
         """Draw a group of completions of each of this rank's prompts; the slots are dealt out to the ranks in turn."""
-        with self.phase("generate"):
+        with self.phase("generate"), self.whole_policy():
             return draw_groups(
                 self.engine,
                 dict(enumerate(prompts, start=first_slot)),
@@ -234,7 +235,8 @@ class GRPOModule(HeldOutLoops):
     def move_reference(self, share: float) -> None:
         """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""
         assert self.policy is not None and self.reference is not None, "controllers check that there is one"  # noqa: PT018
-        mix(self.reference, self.policy, share=share)
+        weights = ([*map(self.placement.local, model.parameters())] for model in (self.reference, self.policy))
+        mix(*weights, share=share)
         self.has_moved_reference = True
 
     @property
@@ -307,7 +309,7 @@ class GRPOModule(HeldOutLoops):
         if stage == "fit":
             check_trainer(self.trainer, self.shape)
             io = self.trainer.strategy.checkpoint_io
-            self.trainer.strategy.checkpoint_io = PolicyExport(io, self.export_policy)
+            self.trainer.strategy.checkpoint_io = PolicyExport(io, self._save_policy)
 
     def configure_model(self) -> None:
         """Load the policy; copy the reference from it, where the objective needs one."""
@@ -317,6 +319,8 @@ class GRPOModule(HeldOutLoops):
         self.policy = Policy(model, self.tokenizer)
         if self.trainer.training and self.objective.needs_reference:
             self.reference = frozen_copy(self.policy, model.state_dict())
+            self.placement.shard(self.reference)
+        self.placement.shard(self.policy)
         self.engine.setup(model, self.tokenizer, self.policy.eos_token_ids)
 
     def configure_optimizers(self) -> Any:
@@ -384,9 +388,28 @@ class GRPOModule(HeldOutLoops):
         self.engine.close()
 
     def export_policy(self, folder: Path) -> None:
-        """Write a folder that transformers alone loads. On one rank: the weights are not sharded here."""
+        """Write a folder that transformers alone loads. A collective."""
         assert self.policy is not None
-        write_whole(Path(folder), self.policy.save)
+        weights = self.placement.weights(self.policy.model)
+        if self.trainer.is_global_zero:
+            write_whole(Path(folder), partial(self.policy.save, weights=weights))
+
+    def _save_policy(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write it from a checkpoint's weights."""
+        assert self.policy is not None
+        prefix = "policy.model."
+        of_model = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        self.policy.save(folder, weights=of_model)
+
+    @property
+    def placement(self) -> Placement:
+        """Where the weights lie."""
+        return placement_of(self.trainer.strategy)
+
+    def whole_policy(self) -> AbstractContextManager[None]:
+        """The policy for a rollout."""
+        assert self.policy is not None
+        return self.placement.whole(self.policy)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage, and tell the callbacks that show it."""

@@ -17,6 +17,8 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.data import PromptDataModule
@@ -125,7 +127,7 @@ class Record(Callback):
         self.gradients, self.weights, self.metrics = [], [], []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append(torch.cat([p.grad.flatten().clone() for p in pl_module.policy.parameters()]))
+        self.gradients.append(torch.cat([whole(p.grad).flatten().clone() for p in pl_module.policy.parameters()]))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch.ends_update:
@@ -146,7 +148,17 @@ class SaveAt(Callback):
 
 
 def weights(module):
-    return torch.cat([p.detach().flatten().clone() for p in module.policy.parameters()])
+    return torch.cat([whole(p.detach()).flatten().clone() for p in module.policy.parameters()])
+
+
+def whole(tensor):
+    """The tensor that this rank may have a shard of. A collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor):
+    """This rank's shard of it, or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def overlay(name):
@@ -268,7 +280,8 @@ def main(settings, out):
         "weights": record.weights,
         "metrics": record.metrics,
         "states": [state for c in trainer.callbacks if isinstance(c, controlled.States) for state in c.states],
-        "optimizer": trainer.optimizers[0].state_dict()["state"],
+        "optimizer": tree_map(whole, trainer.optimizers[0].state_dict()["state"]),
+        "local_weights": sum(local(p).numel() for p in module.policy.parameters()),
         "slots": module.rollout.slots if module.rollout else (),
         "tokens": [c.token_ids for c in module.rollout.completions] if module.rollout else [],
     }

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-STAGES = {"rewards", "rollout", "data", "groups", "batching", "objective", "policy", "optim"}
+STAGES = {"rewards", "rollout", "data", "groups", "batching", "objective", "policy", "optim", "strategies"}
 PURE = {"functional", "types"}
 MODULE_PARTS = {
     *STAGES,

@@ -61,7 +61,7 @@ class TestPolicyExport:
 
     @pytest.fixture
     def export(self, order):
-        def save_policy(folder):
+        def save_policy(folder, weights):
             folder.mkdir()
             (folder / "config.json").write_text("{}")
             order.append("policy")
@@ -74,15 +74,15 @@ class TestPolicyExport:
         return PolicyExport(Watched(), save_policy)
 
     def test_a_policy_lies_beside_its_checkpoint_before_it_is_there(self, export, order, tmp_path):
-        export.save_checkpoint({"step": 3}, tmp_path / "last.ckpt")
+        export.save_checkpoint({"state_dict": {}, "step": 3}, tmp_path / "last.ckpt")
         assert order == ["policy", "checkpoint"]
         assert names(tmp_path) == ["last.ckpt", "last.policy"]
-        assert torch.load(tmp_path / "last.ckpt") == {"step": 3}
-        assert export.load_checkpoint(tmp_path / "last.ckpt") == {"step": 3}
+        assert torch.load(tmp_path / "last.ckpt") == {"state_dict": {}, "step": 3}
+        assert export.load_checkpoint(tmp_path / "last.ckpt") == {"state_dict": {}, "step": 3}
 
     def test_both_are_removed_together(self, export, tmp_path):
         for name in ("a", "b"):
-            export.save_checkpoint({}, tmp_path / f"{name}.ckpt")
+            export.save_checkpoint({"state_dict": {}}, tmp_path / f"{name}.ckpt")
         export.remove_checkpoint(str(tmp_path / "a.ckpt"))
         assert names(tmp_path) == ["b.ckpt", "b.policy"]
 

@@ -64,10 +64,15 @@ class Policy(nn.Module):
             entropy_N.new_zeros(shape).index_put(index, entropy_N),
         )
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that transformers alone loads: weights, config, tokenizer, generation config."""
+    def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a folder that transformers alone loads: weights, config, tokenizer, generation config.
+
+        Args:
+            folder: Where to.
+            weights: The model's whole weights by name, where it does not hold them itself.
+        """
         with _without_progress_bar():
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
 

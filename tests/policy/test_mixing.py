@@ -17,7 +17,7 @@ def layer(*values):
 def test_the_share_is_the_policys():
     # 3/4 * (4, 0, 1) + 1/4 * (0, 8, 1) = (3, 2, 1), without a rounding
     reference, policy = layer(0.0, 8.0, 1.0), layer(4.0, 0.0, 1.0)
-    mix(reference, policy, share=0.75)
+    mix(reference.parameters(), policy.parameters(), share=0.75)
     assert reference.weight.tolist() == [[3.0, 2.0]]
     assert reference.bias.tolist() == [1.0]
     assert policy.weight.tolist() == [[4.0, 0.0]]
@@ -25,13 +25,13 @@ def test_the_share_is_the_policys():
 
 def test_the_whole_share_is_a_copy_to_the_bit_also_of_what_is_not_finite():
     reference, policy = layer(float("inf"), float("nan"), 1.0), layer(0.1, 0.2, 0.3)
-    mix(reference, policy, share=1.0)
+    mix(reference.parameters(), policy.parameters(), share=1.0)
     assert all(map(torch.equal, reference.parameters(), policy.parameters()))
     assert reference.weight.data_ptr() != policy.weight.data_ptr()
 
 
 def test_no_gradient_is_asked_of_the_policy():
     reference, policy = layer(0.0, 8.0, 1.0).requires_grad_(False), layer(4.0, 0.0, 1.0)
-    mix(reference, policy, share=0.5)
+    mix(reference.parameters(), policy.parameters(), share=0.5)
     assert not reference.weight.requires_grad
     assert reference.weight.grad_fn is None

@@ -1,0 +1,41 @@
+"""Where the weights of a run lie: whole on every rank, or in shards that are put together on demand."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Placement:
+    """Whole weights on every rank: one process, DDP, and ZeRO's stages 1 and 2. Subclasses shard them.
+
+    What needs all ranks says so; the others may be called by one rank alone.
+    """
+
+    def shard(self, policy: nn.Module) -> None:
+        """Leave this rank its share of the weights. A collective."""
+
+    @contextmanager
+    def whole(self, policy: nn.Module) -> Iterator[None]:  # noqa: ARG002 - whole as they are
+        """Inside, every weight is whole on this rank, and the ranks may call the model as often as each likes.
+
+        Entering and leaving are collectives.
+        """
+        yield
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The whole weights of a model by name, on the first rank; others may have none. A collective."""
+        return model.state_dict()
+
+    def local(self, parameter: nn.Parameter) -> Tensor:
+        """This rank's share of a weight, to be read or written in place; ranks cut all weights alike."""
+        return parameter.detach()
+
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """The L2 norm of the whole gradient, in fp64, the same on every rank. A collective."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return torch.stack(torch._foreach_norm(gradients)).double().norm()
+
+
+WHOLE = Placement()
