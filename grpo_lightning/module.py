@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,24 +14,23 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.batching import Experience, Forward, IterationShape, cut_into_minibatches, global_counts
 from grpo_lightning.batching.comparison import scored_groups
-from grpo_lightning.checkpointing import PolicyExport, write_whole
+from grpo_lightning.checkpointing import PolicyExport
 from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
 from grpo_lightning.groups import GroupFilter, GroupOutcome, KeepAll, Refill, ScoredRollout, Selection
-from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.metrics import UpdateStatistics, rollout_metrics
+from grpo_lightning.models import ModelsOfARun
 from grpo_lightning.objective import Objective
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
-from grpo_lightning.policy import Policy, PolicySource, frozen_copy, mix
+from grpo_lightning.policy import Policy, PolicySource
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
 from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import exchange_over_ranks, gather_over_ranks, sum_over_ranks
 from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
-from grpo_lightning.strategies import Placement, placement_of
 from grpo_lightning.ticks import Tick, TickLoader
 from grpo_lightning.types import (
     Coordinates,
@@ -45,7 +43,7 @@ from grpo_lightning.types import (
 )
 
 
-class GRPOModule(HeldOutLoops):
+class GRPOModule(ModelsOfARun):
     """Trains a policy by Group Relative Policy Optimization (DeepSeekMath, https://arxiv.org/abs/2402.03300).
 
     An iteration draws `group_size` completions of `prompts_per_iteration` prompts, scores them with the Trainer's
@@ -128,9 +126,6 @@ class GRPOModule(HeldOutLoops):
         self.seed = seed
         check_configuration(objective, sampling, self.shape, max_tokens_per_microbatch=max_tokens_per_microbatch)
 
-        self.policy: Policy | None = None
-        self.reference: Policy | None = None
-        self.has_moved_reference = False
         self.seconds_by_phase: dict[str, float] = {}
         self.held_out = EvaluationMetrics(self.evaluation)
         self._statistics = UpdateStatistics()
@@ -232,13 +227,6 @@ class GRPOModule(HeldOutLoops):
         if self._has_stepped:
             scheduler.step()
 
-    def move_reference(self, share: float) -> None:
-        """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""
-        assert self.policy is not None and self.reference is not None, "controllers check that there is one"  # noqa: PT018
-        weights = ([*map(self.placement.local, model.parameters())] for model in (self.reference, self.policy))
-        mix(*weights, share=share)
-        self.has_moved_reference = True
-
     @property
     def _undone_division(self) -> float:
         """Undoes, in this one place, what divides the loss: the accumulation, and the average over ranks."""
@@ -309,19 +297,16 @@ class GRPOModule(HeldOutLoops):
         if stage == "fit":
             check_trainer(self.trainer, self.shape)
             io = self.trainer.strategy.checkpoint_io
-            self.trainer.strategy.checkpoint_io = PolicyExport(io, self._save_policy)
+            self.trainer.strategy.checkpoint_io = PolicyExport(io, self.save_policy)
 
     def configure_model(self) -> None:
         """Load the policy; copy the reference from it, where the objective needs one."""
         if self.policy is not None:
             return
         model = self.source.load_model(seed=self.seed)
-        self.policy = Policy(model, self.tokenizer)
-        if self.trainer.training and self.objective.needs_reference:
-            self.reference = frozen_copy(self.policy, model.state_dict())
-            self.placement.shard(self.reference)
-        self.placement.shard(self.policy)
-        self.engine.setup(model, self.tokenizer, self.policy.eos_token_ids)
+        policy = Policy(model, self.tokenizer)
+        self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
+        self.engine.setup(model, self.tokenizer, policy.eos_token_ids)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the policy's trainable weights, and its schedule by optimizer steps."""
@@ -362,12 +347,6 @@ class GRPOModule(HeldOutLoops):
         if batch.ends_update:
             self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The weights, without those of a reference that is still the policy that the run began with."""
-        state = super().state_dict(*args, **kwargs)
-        saved = ("policy.", "reference.") if self.has_moved_reference else ("policy.",)
-        return {name: value for name, value in state.items() if name.startswith(saved)}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's own state, as of the last window's end."""
         self._boundary.write(checkpoint, self._resume_settings())
@@ -386,30 +365,6 @@ class GRPOModule(HeldOutLoops):
     def teardown(self, stage: str) -> None:  # noqa: ARG002
         """Give back what the engine holds."""
         self.engine.close()
-
-    def export_policy(self, folder: Path) -> None:
-        """Write a folder that transformers alone loads. A collective."""
-        assert self.policy is not None
-        weights = self.placement.weights(self.policy.model)
-        if self.trainer.is_global_zero:
-            write_whole(Path(folder), partial(self.policy.save, weights=weights))
-
-    def _save_policy(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write it from a checkpoint's weights."""
-        assert self.policy is not None
-        prefix = "policy.model."
-        of_model = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        self.policy.save(folder, weights=of_model)
-
-    @property
-    def placement(self) -> Placement:
-        """Where the weights lie."""
-        return placement_of(self.trainer.strategy)
-
-    def whole_policy(self) -> AbstractContextManager[None]:
-        """The policy for a rollout."""
-        assert self.policy is not None
-        return self.placement.whole(self.policy)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage, and tell the callbacks that show it."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from grpo_lightning.strategies.placement import Placement
+from grpo_lightning.strategies.placement import Placement, norm_of
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -27,20 +26,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         compute_dtype: Of the weights in forward and backward. Weights, gradients, their reduction and the optimizer
             states stay in the policy's own precision; "bfloat16" is what GPUs are fast in.
         process_group_backend: Of torch.distributed; None takes what suits the device.
-        timeout: Of the first collective.
     """
 
     def __init__(
         self,
         compute_dtype: Literal["bfloat16", "float16"] | None = None,
         process_group_backend: str | None = None,
-        timeout: timedelta = timedelta(minutes=30),
     ) -> None:
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
             process_group_backend=process_group_backend,
-            timeout=timeout,
         )
         self.compute_dtype = compute_dtype
 
@@ -100,17 +96,19 @@ class FSDP2Placement(Placement):
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Put together on the CPU of the first rank."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_model_state_dict(model, options=options)
+        weights: dict[str, Any] = get_model_state_dict(model, options=options)
+        return weights
 
     def local(self, parameter: nn.Parameter) -> Tensor:
         """Its shard."""
         assert isinstance(parameter, DTensor), "the weights are sharded"
-        return parameter.detach().to_local()
+        shard: Tensor = parameter.detach().to_local()  # type: ignore[attr-defined]
+        return shard
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """The root of the squares of all shards."""
         gradients = [p.grad.to_local() for p in parameters if isinstance(p.grad, DTensor)]
-        square = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+        square = norm_of(gradients).square()
         torch.distributed.all_reduce(square, group=self.mesh.get_group())
         return square.sqrt()
 

@@ -35,7 +35,14 @@ class Placement:
     def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """The L2 norm of the whole gradient, in fp64, the same on every rank. A collective."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return torch.stack(torch._foreach_norm(gradients)).double().norm()
+        return norm_of(gradients)
+
+
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all elements together, in fp64."""
+    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors])
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm
 
 
 WHOLE = Placement()

@@ -1,0 +1,74 @@
+"""The models of a run: the policy and its reference, where their weights lie, and what is saved of them."""
+
+from abc import ABC
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from grpo_lightning.checkpointing import write_whole
+from grpo_lightning.held_out import HeldOutLoops
+from grpo_lightning.policy import Policy, frozen_copy, mix
+from grpo_lightning.strategies import Placement, placement_of
+
+
+class ModelsOfARun(HeldOutLoops, ABC):
+    """Holds the policy and the reference, whole or in shards, as the Trainer's strategy has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy: Policy | None = None
+        self.reference: Policy | None = None
+        self.has_moved_reference = False
+
+    @property
+    def placement(self) -> Placement:
+        """Where the weights lie."""
+        return placement_of(self.trainer.strategy)
+
+    def place(self, policy: Policy, *, with_reference: bool) -> None:
+        """Take a policy, and a copy of it as the reference. A collective.
+
+        Args:
+            policy: With its whole weights on every rank.
+            with_reference: Whether a reference is asked for.
+        """
+        if with_reference:
+            self.reference = frozen_copy(policy, policy.model.state_dict())
+            self.placement.shard(self.reference)
+        self.policy = policy
+        self.placement.shard(self.policy)
+
+    def whole_policy(self) -> AbstractContextManager[None]:
+        """Inside, the policy can be called by each rank as often as it likes. A collective."""
+        assert self.policy is not None
+        return self.placement.whole(self.policy)
+
+    def move_reference(self, share: float) -> None:
+        """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""
+        assert self.policy is not None and self.reference is not None, "controllers check that there is one"  # noqa: PT018
+        weights = ([*map(self.placement.local, model.parameters())] for model in (self.reference, self.policy))
+        mix(*weights, share=share)
+        self.has_moved_reference = True
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The weights, without those of a reference that is still the policy that the run began with."""
+        state = super().state_dict(*args, **kwargs)
+        saved = ("policy.", "reference.") if self.has_moved_reference else ("policy.",)
+        return {name: value for name, value in state.items() if name.startswith(saved)}
+
+    def export_policy(self, folder: Path) -> None:
+        """Write a folder that transformers alone loads. A collective."""
+        assert self.policy is not None
+        weights = self.placement.weights(self.policy.model)
+        if self.trainer.is_global_zero:
+            write_whole(Path(folder), partial(self.policy.save, weights=weights))
+
+    def save_policy(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Write such a folder from the weights of a checkpoint, on one rank."""
+        assert self.policy is not None
+        prefix = "policy.model."
+        of_model = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        self.policy.save(folder, weights=of_model)

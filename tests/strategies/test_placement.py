@@ -1,0 +1,39 @@
+import pytest
+import torch
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    StrategyRegistry,
+)
+from torch import nn
+
+from grpo_lightning.strategies import WHOLE, FSDP2Strategy, placement_of
+from grpo_lightning.types import ConfigurationError
+
+
+@pytest.mark.parametrize("strategy", [DDPStrategy(), SingleDeviceStrategy()], ids=lambda s: type(s).__name__)
+def test_the_weights_are_whole_unless_a_strategy_says_otherwise(strategy):
+    assert placement_of(strategy) is WHOLE
+
+
+@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
+def test_a_strategy_that_shards_without_telling_is_refused(strategy):
+    unset = strategy.__new__(strategy)  # nothing of it is asked for, and DeepSpeed may not be installed
+    with pytest.raises(ConfigurationError, match=rf"trainer.strategy: {strategy.__name__}.*fsdp2"):
+        placement_of(unset)
+
+
+def test_the_sharding_strategy_has_a_name_of_its_own():
+    assert type(StrategyRegistry.get("fsdp2")) is FSDP2Strategy
+
+
+def test_the_norm_of_a_gradient_is_that_of_all_its_parts():
+    # 1 + 4 + 4 + 16 = 25; a weight without a gradient has no part in it
+    weights = [nn.Parameter(torch.zeros(n)) for n in (2, 2, 1)]
+    weights[0].grad, weights[1].grad = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
+    norm = WHOLE.gradient_norm(weights)
+    assert norm.item() == 5.0
+    assert norm.dtype == torch.float64
