@@ -104,7 +104,14 @@ def test_constraints_are_exact_public_versions():
 def test_constraints_lie_within_the_ranges_of_the_project():
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["dev"], *extras["datasets"], *extras["math"], *extras["reasoning"]]
+    wanted = [
+        *project["dependencies"],
+        *extras["dev"],
+        *extras["datasets"],
+        *extras["math"],
+        *extras["reasoning"],
+        *extras["figures"],
+    ]
     for requirement in map(Requirement, wanted):
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         if name != "grpo-lightning":
