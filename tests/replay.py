@@ -254,7 +254,7 @@ def run(**settings):
 
 
 def two_ranks(folder, **settings):
-    """A run of five iterations on two ranks, each a process of its own: what each of them has to tell.
+    """A run of five iterations on two ranks, or on `ranks`, each a process of its own: what each of them has to tell.
 
     Args:
         folder: For the files of this run.
@@ -267,7 +267,7 @@ def two_ranks(folder, **settings):
     command = [sys.executable, __file__, file, out]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(f"{out}.rank{rank}") for rank in range(2)]
+    return [torch.load(f"{out}.rank{rank}") for rank in range(settings.get("ranks", 2))]
 
 
 def main(settings, out):

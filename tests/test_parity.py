@@ -98,6 +98,15 @@ def test_a_rank_whose_loss_tokens_are_all_masked(tmp_path):
     assert_same(Recorded(first), one, "float64", start_weights("float64"))
 
 
+def test_four_ranks_two_of_which_have_no_loss_token(tmp_path):
+    settings = {"dtype": "float64", "fails_on_odd": True, "aggregation": "token", "iterations": 2}
+    of_ranks = replay.two_ranks(tmp_path, ranks=4, **settings)
+    one, _ = replay.run(**settings)
+    assert {len(state["slots"]) for state in of_ranks} == {1}
+    for state in of_ranks:
+        assert_same(Recorded(state), one, "float64", start_weights("float64"))
+
+
 def test_free_running_ranks_draw_the_same_tokens(tmp_path):
     settings = {"dtype": "float64", "live": True, "num_epochs": 2}
     first, second = replay.two_ranks(tmp_path, **settings)
