@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
 from grpo_lightning.groups import GroupFilter, GroupOutcome, KeepAll, Refill, ScoredRollout, Selection
-from grpo_lightning.metrics import UpdateStatistics, rollout_metrics
+from grpo_lightning.metrics import UpdateStatistics, learning_metrics, log_metrics, rollout_metrics
 from grpo_lightning.models import ModelsOfARun
 from grpo_lightning.objective import Objective
 from grpo_lightning.optim import Schedule, apply_settings, settings
@@ -32,15 +33,7 @@ from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up,
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
 from grpo_lightning.ticks import Tick, TickLoader
-from grpo_lightning.types import (
-    Coordinates,
-    MinibatchCounts,
-    Prompt,
-    Rewards,
-    Rollout,
-    SamplingParams,
-    Stream,
-)
+from grpo_lightning.types import Coordinates, MinibatchCounts, Prompt, Rewards, Rollout, SamplingParams, Stream
 
 
 class GRPOModule(ModelsOfARun):
@@ -179,16 +172,18 @@ class GRPOModule(ModelsOfARun):
             groups = scored_groups(rollout, rewards).kept_by(self.groups.keep)
             learned_B = groups.valid_PG.flatten() & self.objective.keeps(rollout.is_truncated_B)
             minibatches = cut_into_minibatches(rollout, learned_B, self.shape)
+            metrics = rollout_metrics(*selection.drawn, self._gather, self.evaluation.threshold, selection.num_rounds)
             experience = Experience.build(
                 iteration=self.iteration,
                 minibatches=minibatches,
                 counts=global_counts(minibatches, self._sum_over_ranks),
-                metrics=rollout_metrics(*selection.drawn, self._sum_over_ranks, threshold=self.evaluation.threshold),
+                metrics=metrics,
                 accumulate_grad_batches=self.trainer.accumulate_grad_batches,
             )
-            self.tokens_generated += int(experience.metrics["completion/tokens"])
+            self.tokens_generated += int(metrics["completion/tokens"])
             experience, self.advantages_B = self._preparation.fill_in(experience, groups, rollout, rewards)
-            return experience
+            learning = learning_metrics(self.advantages_B, learned_B, self._gather)
+            return replace(experience, metrics={**metrics, **learning})
 
     def loss(self, tick: Tick) -> Tensor:
         """This micro-batch's share of the loss of its minibatch."""
@@ -201,7 +196,7 @@ class GRPOModule(ModelsOfARun):
         objective_loss = partial(self.objective.loss, counts=counts, coefficients=self.coefficients)
         loss = torch.zeros((), device=self.device)
         for output in self._forward.losses(score, samples, objective_loss):
-            self._statistics.add(output.statistics)
+            self._statistics.add(output)
             loss = loss + output.loss
         if tick.ends_update:
             self._log_update(self.experience.metrics, counts)
@@ -240,16 +235,15 @@ class GRPOModule(ModelsOfARun):
 
     @property
     def _refill(self) -> Refill:
-        num_ranks = self.trainer.world_size
         return Refill(
             groups=self.groups,
             num_prompts=self.shape.prompts_per_iteration,
             num_minibatches=self.shape.num_minibatches,
             threshold=self.evaluation.threshold,
             rank=self.global_rank,
-            num_ranks=num_ranks,
-            gather=partial(gather_over_ranks, num_ranks=num_ranks, device=self.device),
-            exchange=partial(exchange_over_ranks, num_ranks=num_ranks),
+            num_ranks=self.trainer.world_size,
+            gather=self._gather,
+            exchange=partial(exchange_over_ranks, num_ranks=self.trainer.world_size),
             draw=self._draw_others,
         )
 
@@ -271,17 +265,17 @@ class GRPOModule(ModelsOfARun):
             forward=self._forward,
             num_updates=self.num_updates,
             coefficients=self.coefficients,
-            gather=partial(gather_over_ranks, num_ranks=self.trainer.world_size, device=self.device),
+            gather=self._gather,
         )
 
     def _log_update(self, metrics: dict[str, float], counts: MinibatchCounts) -> None:
         """Log the update's statistics beside the iteration's metrics."""
-        means = self._update_metrics = self._statistics.take(self._sum_over_ranks)
+        means = self._update_metrics = self._statistics.take(self._gather)
         self.tokens_trained += counts.tokens
         if not counts.tokens:
             rank_zero_info(f"Iteration {self.iteration}: no group has anything to learn from; the update is skipped.")
         strengths = self.objective.describe(self.coefficients)
-        self.log_dict({**metrics, **means, **strengths, "iteration": float(self.iteration)}, batch_size=1)
+        log_metrics(self.trainer, {**metrics, **means, **strengths, "iteration": float(self.iteration)})
 
     # What Lightning asks for
 
@@ -372,6 +366,9 @@ class GRPOModule(ModelsOfARun):
 
     def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         return sum_over_ranks(values, num_ranks=self.trainer.world_size, device=self.device)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        return gather_over_ranks(rows, num_ranks=self.trainer.world_size, device=self.device)
 
     def _resume_settings(self) -> dict[str, int]:
         accumulate = self.trainer.accumulate_grad_batches

@@ -77,7 +77,5 @@ class Preparation:
         if self.reference is not None:
             logprobs = self.forward.logprobs(self.reference, experience)
             experience = experience.with_column("reference_logprobs", logprobs, dtype=ROW)
-        if self.objective.needs_sampler_logprobs:
-            rows = sampler_logprobs(rollout)
-            experience = experience.with_column("sampler_logprobs", rows, dtype=torch.float64)
-        return experience
+        rows = sampler_logprobs(rollout)
+        return experience.with_column("sampler_logprobs", rows, dtype=torch.float64)

@@ -20,6 +20,7 @@ Three log-probabilities of a sampled token are told apart everywhere and never s
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -295,11 +296,20 @@ class TokenScores(NamedTuple):
 class LossOutput(NamedTuple):
     """The loss of some completions of a minibatch: a SUM already divided by the whole minibatch's global counts.
 
-    Adding the outputs of any partition of a minibatch gives the output of the whole.
+    Putting the outputs of any partition of a minibatch together gives the output of the whole: losses, parts and
+    statistics add up, the lowest of the lowest is the lowest.
     """
 
     loss: Tensor
-    statistics: dict[str, Statistic]
+    statistics: Mapping[str, Statistic]
+    parts: Mapping[str, Tensor] = MappingProxyType({})
+    """By metric name, the loss and the terms that it is the sum of; without gradient."""
+    lowest: Mapping[str, Tensor] = MappingProxyType({})
+    """By metric name, the least value of any loss token or completion; infinity where there is none."""
+    highest: Mapping[str, Tensor] = MappingProxyType({})
+    """The greatest value; minus infinity where there is none."""
+    values: Mapping[str, Tensor] = MappingProxyType({})
+    """By metric name, what the quantiles are of: one axis, NaN where there is no loss token."""
 
 
 class MinibatchCounts(NamedTuple):
@@ -327,7 +337,7 @@ class LossBatch(NamedTuple):
     reference_logprobs_BT: Tensor | None = None
     """None where nothing needs a reference."""
     sampler_logprobs_BT: Tensor | None = None
-    """float64; None where nothing needs them."""
+    """float64; None where the engine gave none."""
     policy_mask_BT: Tensor | None = None
     """bool, the tokens that keep their policy gradient; None for all."""
 

@@ -165,7 +165,7 @@ class Expectation:
             group_tokens_B=tokens_P.repeat_interleave(self.group_size),
             old_logprobs_BT=self._logprobs(self.old),
             reference_logprobs_BT=self._logprobs(self.reference) if objective.needs_reference else None,
-            sampler_logprobs_BT=self._logprobs(drawing) if objective.needs_sampler_logprobs else None,
+            sampler_logprobs_BT=self._logprobs(drawing),
         )
 
     def ascent(self, objective: Objective) -> Tensor:

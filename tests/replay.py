@@ -25,15 +25,21 @@ from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import uniforms
 from grpo_lightning.groups import DynamicSampling
 from grpo_lightning.objective import (
+    K2,
     K3,
     Clipped,
+    EntropyBonus,
     GroupMean,
     GroupStd,
     KLInLoss,
     Objective,
+    OffPolicySequences,
     SequenceMeanTokenMean,
     TokenMean,
     TokenRatio,
+    TopEntropyTokens,
+    TruncatedWeights,
+    TwoSidedClipped,
 )
 from grpo_lightning.policy import CharacterPolicy
 from grpo_lightning.rewards import RewardCallback
@@ -170,6 +176,21 @@ def overlay(name):
     return parser.instantiate_classes(parser.parse_object({"objective": stated})).objective
 
 
+def everything():
+    """Every metric that there is: a clip with three sides, a correction, both kinds of masks, both penalties."""
+    return Objective(
+        advantage=GroupMean(),
+        scale=GroupStd(ddof=1, epsilon=1e-6),
+        ratio=TokenRatio(),
+        surrogate=TwoSidedClipped(clip_low=0.01, clip_high=0.01, delta=1.02),
+        aggregation=TokenMean(),
+        correction=TruncatedWeights(weight=TokenRatio(), upper=1.2),
+        masks=(OffPolicySequences(max_drift=0.05), TopEntropyTokens(share=0.8)),
+        kl=KLInLoss(coefficient=0.05, estimator=K2()),
+        entropy=EntropyBonus(coefficient=0.01),
+    )
+
+
 def seed_objective(aggregation):
     """DeepSeekMath, equation 3, or its tokens weighed equally."""
     return Objective(
@@ -207,7 +228,7 @@ def make(
     if is_controlled:
         objective, callbacks = controlled.objective(), [*controlled.controllers(), controlled.States(), *callbacks]
     if isinstance(objective, str):
-        objective = overlay(objective)
+        objective = everything() if objective == "everything" else overlay(objective)
     module = GRPOModule(
         TinyPolicy(getattr(torch, dtype)),
         objective or seed_objective(aggregation),

@@ -1,47 +1,172 @@
-"""What an iteration's rollout and its rewards looked like."""
+"""What an iteration's rollout, its rewards and its advantages looked like.
+
+Every rank gathers a row of a few numbers per completion, and computes on the rows of all: no split can enter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from grpo_lightning.functional.advantages import has_zero_variance
-from grpo_lightning.metrics.reduction import SumOverRanks, mean_of, over_ranks
-from grpo_lightning.types import Rewards, Rollout, Statistic
+from grpo_lightning.functional.statistics import quantiles
+from grpo_lightning.types import Rewards, Rollout
+
+Gather = Callable[[Tensor], Tensor]
+"""Puts the rows of all ranks under each other. A collective: every rank calls it equally often."""
+
+PASS_RATES = {"none": 0.0, "to_25": 0.25, "to_50": 0.5, "to_75": 0.75, "below_all": 1.0}
+"""The bins of the histogram of groups, by the greatest share of right completions in them; below 1 in the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The completions of all ranks, group by group."""
+
+    totals_B: Tensor
+    valid_B: Tensor
+    failed_B: Tensor
+    lengths_B: Tensor
+    truncated_B: Tensor
+    prompt_lengths_B: Tensor
+    values_BK: Tensor
+    group_size: int
+    threshold: float
+
+    @property
+    def solved_B(self) -> Tensor:
+        """bool; an unknown total is not solved."""
+        return self.totals_B >= self.threshold
 
 
 def rollout_metrics(
-    rollout: Rollout, rewards: Rewards, sum_over_ranks: SumOverRanks, *, threshold: float
+    rollout: Rollout, rewards: Rewards, gather: Gather, threshold: float, num_rounds: int
 ) -> dict[str, float]:
-    """The metrics of a rollout over all ranks. A mean of nothing is 0.
+    """The metrics of a rollout over all ranks. A mean of nothing is 0; a minimum, maximum or quantile is left out.
 
     Args:
-        rollout: This rank's completions.
+        rollout: This rank's completions, at least one.
         rewards: What the rewards said of them.
-        sum_over_ranks: See `SumOverRanks`; called once.
+        gather: See `Gather`; called once.
         threshold: A completion is solved by a total of at least this.
+        num_rounds: How often prompts were drawn.
     """
-    totals = over_ranks(_statistics(rollout, rewards, threshold), sum_over_ranks)
-    means = {name: total.sum / max(total.count, 1.0) for name, total in totals.items()}
-    variance = means.pop("reward/square") - means["reward/mean"] ** 2
+    columns = (
+        rewards.totals_B,
+        rewards.valid_B,
+        rewards.failed_BK.any(dim=1),
+        torch.tensor([len(completion.token_ids) for completion in rollout.completions]),
+        rollout.is_truncated_B,
+        torch.tensor([len(prompt.token_ids) for prompt in rollout.completion_prompts]),
+        *rewards.values_BK.unbind(dim=1),
+    )
+    totals_B, valid_B, failed_B, lengths_B, truncated_B, prompts_B, *values = gather(
+        torch.stack([column.double() for column in columns], dim=1)
+    ).unbind(dim=1)
+    drawn = Drawn(
+        totals_B=totals_B,
+        valid_B=valid_B.bool(),
+        failed_B=failed_B.bool(),
+        lengths_B=lengths_B,
+        truncated_B=truncated_B.bool(),
+        prompt_lengths_B=prompts_B,
+        values_BK=torch.stack(values, dim=1),
+        group_size=rollout.group_size,
+        threshold=threshold,
+    )
     return {
-        **means,
-        "reward/std": max(variance, 0.0) ** 0.5,
-        "completion/tokens": totals["completion/length_mean"].sum,
+        **_of_rewards(drawn, rewards.names),
+        **_of_groups(drawn),
+        "reward/num_rounds": float(num_rounds),
+        **_of_lengths(drawn),
     }
 
 
-def _statistics(rollout: Rollout, rewards: Rewards, threshold: float) -> dict[str, Statistic]:
-    """Of this rank: the means that are logged, and those that `rollout_metrics` works others out from."""
-    shape_PG = (len(rollout.prompts), rollout.group_size)
-    totals_B, valid_B = rewards.totals_B, rewards.valid_B
-    known = totals_B[valid_B]
-    has_signal_P = ~has_zero_variance(totals_B.view(shape_PG), valid_B.view(shape_PG))
-    by_name = zip(rewards.names, rewards.values_BK.unbind(dim=1), strict=True)
-    return {
-        "reward/mean": mean_of(known),
-        "reward/square": mean_of(known.square()),
-        "reward/solve_rate": mean_of(totals_B >= threshold),
-        "reward/groups_with_signal": mean_of(has_signal_P),
-        "reward/failure_ratio": mean_of(rewards.failed_BK.any(dim=1)),
-        "completion/length_mean": mean_of(torch.tensor([len(c.token_ids) for c in rollout.completions])),
-        "completion/truncation_ratio": mean_of(torch.tensor([c.is_truncated for c in rollout.completions])),
-        **{f"reward/{name}/mean": mean_of(values_B[~values_B.isnan()]) for name, values_B in by_name},
+def learning_metrics(advantages_B: Tensor, learned_B: Tensor, gather: Gather) -> dict[str, float]:
+    """What the update gets to learn from, over all ranks.
+
+    Args:
+        advantages_B: Of this rank's completions: the mean over their tokens where they differ.
+        learned_B: bool, those with a share in the loss.
+        gather: See `Gather`; called once.
+    """
+    table = gather(torch.stack([advantages_B.double(), learned_B.double()], dim=1))
+    every_B, learned_B = table[:, 0], table[:, 1].bool()
+    shares = {
+        "completion/learned_ratio": _mean(learned_B),
+        "advantage/nonzero_ratio": _mean(learned_B & (every_B != 0)),
     }
+    known = every_B[learned_B]
+    if not len(known):
+        return shares
+    spread = {"min": known.min(), "max": known.max(), "std": known.std(correction=0)}
+    return {**shares, **{f"advantage/{name}": float(value) for name, value in spread.items()}}
+
+
+def _of_rewards(drawn: Drawn, names: tuple[str, ...]) -> dict[str, float]:
+    columns = {"reward": drawn.totals_B, **_by_name(drawn, names)}
+    moments: dict[str, float] = {}
+    for name, values_B in columns.items():
+        known = values_B[~values_B.isnan()]
+        moments |= {f"{name}/mean": _mean(known), f"{name}/std": _std(known)}
+    return {**moments, "reward/solve_rate": _mean(drawn.solved_B), "reward/failure_ratio": _mean(drawn.failed_B)}
+
+
+def _by_name(drawn: Drawn, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {f"reward/{name}": drawn.values_BK[:, k] for k, name in enumerate(names)}
+
+
+def _of_groups(drawn: Drawn) -> dict[str, float]:
+    totals_PG, valid_PG = drawn.totals_B.view(-1, drawn.group_size), drawn.valid_B.view(-1, drawn.group_size)
+    solved_P, known_P = drawn.solved_B.view(-1, drawn.group_size).sum(dim=1), valid_PG.sum(dim=1)
+    level_P, is_known_P = has_zero_variance(totals_PG, valid_PG), known_P > 0
+    rates = (solved_P / known_P)[is_known_P]
+    deviations = [_std(row[valid]) for row, valid in zip(totals_PG, valid_PG, strict=True) if valid.any()]
+    upper = list(PASS_RATES.values())
+    bins = torch.bucketize(rates, rates.new_tensor(upper)).where(rates < 1, len(upper))
+    histogram = {name: _mean(bins == i) for i, name in enumerate([*PASS_RATES, "all"])}
+    return {
+        "reward/group_std": _mean(torch.tensor(deviations)),
+        "reward/groups_with_signal": _mean(~level_P),
+        "reward/groups_all_right": _mean(level_P & is_known_P & (solved_P == known_P)),
+        "reward/groups_all_wrong": _mean(level_P & is_known_P & (solved_P == 0)),
+        **{f"reward/pass_rate/{name}": share for name, share in histogram.items()},
+    }
+
+
+def _of_lengths(drawn: Drawn) -> dict[str, float]:
+    lengths_B, valid_B, solved_B = drawn.lengths_B, drawn.valid_B, drawn.solved_B
+    terminated = lengths_B[~drawn.truncated_B]
+    return {
+        "completion/tokens": float(lengths_B.sum()),
+        "completion/length_mean": _mean(lengths_B),
+        "completion/length_min": float(lengths_B.min()),
+        "completion/length_max": float(lengths_B.max()),
+        "completion/length_p95": quantiles(lengths_B, [0.95])[0],
+        "completion/truncation_ratio": _mean(drawn.truncated_B),
+        **_spread("completion/terminated_length", terminated),
+        **_mean_if_any("completion/right_length_mean", lengths_B[solved_B]),
+        **_mean_if_any("completion/wrong_length_mean", lengths_B[valid_B & ~solved_B]),
+        "prompt/length_mean": _mean(drawn.prompt_lengths_B),
+    }
+
+
+def _spread(name: str, values: Tensor) -> dict[str, float]:
+    if not len(values):
+        return {}
+    return {f"{name}_mean": _mean(values), f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}
+
+
+def _mean_if_any(name: str, values: Tensor) -> dict[str, float]:
+    return {name: _mean(values)} if len(values) else {}
+
+
+def _mean(values: Tensor) -> float:
+    """Of numbers or booleans; 0 of nothing."""
+    return float(values.double().mean()) if len(values) else 0.0
+
+
+def _std(values: Tensor) -> float:
+    """Of the population; 0 of nothing."""
+    return float(values.std(correction=0)) if len(values) else 0.0

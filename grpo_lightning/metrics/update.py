@@ -1,14 +1,16 @@
-"""What an update looked like: the objective's statistics, added up over micro-batches and ranks."""
+"""What an update looked like: the objective's statistics, put together over micro-batches and ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from grpo_lightning.functional.statistics import effective_sample_size, standard_deviation
-from grpo_lightning.metrics.reduction import SumOverRanks, over_ranks
-from grpo_lightning.types import Statistic
+from grpo_lightning.functional.statistics import deviation_near_one, effective_sample_size, quantiles
+from grpo_lightning.metrics.rollout import Gather
+from grpo_lightning.types import LossOutput
 
-NOTHING = Statistic(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+PERCENT = (10, 50, 90)
+"""The quantiles that are logged."""
 
 
 class UpdateStatistics:
@@ -18,29 +20,70 @@ class UpdateStatistics:
     """
 
     def __init__(self) -> None:
-        self._so_far: dict[str, Statistic] = {}
+        self._outputs: list[LossOutput] = []
 
-    def add(self, statistics: Mapping[str, Statistic]) -> None:
+    def add(self, output: LossOutput) -> None:
         """Add those of some completions of the minibatch. Nothing waits for the device here."""
-        for name, statistic in statistics.items():
-            so_far = self._so_far.get(name, NOTHING)
-            self._so_far[name] = Statistic(so_far.sum + statistic.sum, so_far.count + statistic.count)
+        self._outputs.append(output._replace(loss=output.loss.detach()))  # a loss with its graph would stay in memory
 
-    def take(self, sum_over_ranks: SumOverRanks) -> dict[str, float]:
-        """The mean of each over the whole update and all ranks, where there is one; then begin the next update.
-
-        The mean of a square is not reported: that of the ratio gives its deviation, that of the sampler's weights the
-        effective sample size.
+    def take(self, gather: Gather) -> dict[str, float]:
+        """What is logged of the whole update and all ranks; then begin the next update. What has no token is left out.
 
         Args:
-            sum_over_ranks: See `SumOverRanks`; called once.
+            gather: See `Gather`.
         """
-        totals = over_ranks(dict(sorted(self._so_far.items())), sum_over_ranks)
-        self._so_far = {}
-        means = {name: total.sum / total.count for name, total in totals.items() if total.count}
-        if "policy/ratio_square" in means:
-            means["policy/ratio_std"] = standard_deviation(means["policy/ratio"], means.pop("policy/ratio_square"))
-        if "sampler/weight_square" in means:
-            square = means.pop("sampler/weight_square")
-            means["sampler/effective_sample_size"] = effective_sample_size(means["sampler/weight"], square)
-        return means
+        outputs, self._outputs = self._outputs, []
+        if not outputs:
+            return {}
+        statistics = [output.statistics for output in outputs]
+        sums = _reduced([{name: s.sum for name, s in of.items()} for of in statistics], torch.sum, gather)
+        counts = _reduced([{name: s.count for name, s in of.items()} for of in statistics], torch.sum, gather)
+        means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
+        if not any(counts.values()):
+            return {}
+        return {
+            **_reduced([output.parts for output in outputs], torch.sum, gather),
+            **with_deviations(means),
+            **_reduced([output.lowest for output in outputs], torch.amin, gather),
+            **_reduced([output.highest for output in outputs], torch.amax, gather),
+            **_quantiles([output.values for output in outputs], gather),
+        }
+
+
+def with_deviations(means: Mapping[str, float]) -> dict[str, float]:
+    """The means of `x` and of `x_square`, which is (x - 1)^2, as the mean and the deviation of x.
+
+    Those of the sampler's weights give the effective sample size and chi-square too.
+    """
+    found = {name: mean for name, mean in means.items() if not name.endswith("_square")}
+    for name in [name for name in found if f"{name}_square" in means]:
+        mean, offset = means[name], means[f"{name}_square"]
+        found[f"{name}_std"] = deviation_near_one(mean, offset)
+        square = offset + 2 * mean - 1
+        if name == "sampler/weight":
+            found["sampler/chi_square"] = offset + 2 * (mean - 1)
+            found["sampler/effective_sample_size"] = effective_sample_size(mean, square)
+        if name == "sampler/correction":
+            found["sampler/correction_effective_sample_size"] = effective_sample_size(mean, square)
+    return found
+
+
+def _reduced(rows: Sequence[Mapping[str, Tensor]], reduce: Callable[..., Tensor], gather: Gather) -> dict[str, float]:
+    """Each name's values over all micro-batches and ranks, made one: a sum, a minimum or a maximum."""
+    names = sorted(rows[0])
+    if not names:
+        return {}
+    table = torch.stack([torch.stack([row[name].double() for name in names]) for row in rows])
+    of_ranks = gather(reduce(table, dim=0)[None])
+    return dict(zip(names, reduce(of_ranks, dim=0).tolist(), strict=True))
+
+
+def _quantiles(rows: Sequence[Mapping[str, Tensor]], gather: Gather) -> dict[str, float]:
+    """Exact quantiles over the tokens of the whole minibatch, gathered from all ranks."""
+    levels = [percent / 100 for percent in PERCENT]
+    found: dict[str, float] = {}
+    for name in sorted(rows[0]):
+        values_N = torch.cat([row[name] for row in rows]).double()
+        all_N = gather(values_N[~values_N.isnan()])
+        found |= {f"{name}_p{percent}": q for percent, q in zip(PERCENT, quantiles(all_N, levels), strict=True)}
+    return found

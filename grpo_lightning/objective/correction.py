@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from grpo_lightning.functional.corrections import masked_weights, truncated_weights
+from grpo_lightning.functional.ratios import finite_exp
 from grpo_lightning.objective.ratio import GeometricRatio, ProductRatio, Ratio, TokenRatio
 from grpo_lightning.objective.settings import name, require
 
@@ -31,6 +32,10 @@ class WeightedCorrection(Correction):
             log_weights_BT: log pi_old - log mu of each token.
             mask_BT: bool, the loss tokens.
         """
+
+    @abstractmethod
+    def is_out_of_bounds(self, log_weights_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """bool, [B, T] or [B, 1]: the weights that a bound has changed; for the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,10 @@ class TruncatedWeights(WeightedCorrection):
     def __call__(self, log_weights_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """See `truncated_weights`."""
         return truncated_weights(self.weight(log_weights_BT, mask_BT), upper=self.upper)
+
+    def is_out_of_bounds(self, log_weights_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Where w is above the bound."""
+        return finite_exp(self.weight(log_weights_BT, mask_BT)) > self.upper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,11 @@ class MaskedWeights(WeightedCorrection):
             lower=self.lower,
             upper=self.upper,
         )
+
+    def is_out_of_bounds(self, log_weights_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Where g is outside of the bounds."""
+        gates = finite_exp(self.gate(log_weights_BT, mask_BT))
+        return (gates < self.lower) | (gates > self.upper)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """The objective: advantage, ratio, surrogate, correction, masks, regularisers and aggregation, put together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from grpo_lightning.objective.correction import Bypass, Correction, WeightedCorr
 from grpo_lightning.objective.credit import Credit, Gather, on_one_rank
 from grpo_lightning.objective.legality import check_parts
 from grpo_lightning.objective.mask import CompletionMask, EntropyMask, Mask, UpdateMask
-from grpo_lightning.objective.measures import UpdateMeasures, update_statistics
+from grpo_lightning.objective.measures import UpdateMeasures, measured_loss
 from grpo_lightning.objective.ratio import Ratio, TokenRatio
 from grpo_lightning.objective.regularizer import (
     K3,
@@ -104,11 +106,6 @@ class Objective:
         return in_the_loss or self._penalty_in_reward is not None or self.entropy_mask is not None
 
     @property
-    def needs_sampler_logprobs(self) -> bool:
-        """Whether the rollout engine's log-probabilities are asked for."""
-        return self.correction is not None or any(isinstance(mask, UpdateMask) for mask in self.masks)
-
-    @property
     def needs_tokens(self) -> bool:
         """Whether `advantages` asks for the tokens: for step scores, or for a penalty in the reward."""
         return isinstance(self.advantage, StepAdvantage) or self._penalty_in_reward is not None
@@ -180,17 +177,19 @@ class Objective:
         old_logprobs_BT = self._old_logprobs(logprobs_BT, batch)
         log_ratios_BT = self.ratio(logprobs_BT - old_logprobs_BT, mask_BT)
         objective_BT = self.surrogate(log_ratios_BT, logprobs_BT, advantages_BT, mask_BT)
-        weights_BT = self._correction_weights(old_logprobs_BT, batch)
+        weights_BT, is_out_of_bounds_BT = self._correction_weights(old_logprobs_BT, batch)
         if weights_BT is not None:
             objective_BT = objective_BT * weights_BT
         kept_BT = self._kept(logprobs_BT, advantages_BT, batch)
         if kept_BT is not None:
             objective_BT = objective_BT * kept_BT
+        terms = {"train/policy_loss": objective_BT}
         kl_BT = self._kl(logprobs_BT, old_logprobs_BT, batch)
         if kl_BT is not None and isinstance(self.kl, LossPenalty):
-            objective_BT = objective_BT - coefficients.kl * kl_BT
+            terms["train/kl_loss"] = -coefficients.kl * kl_BT
         if self.entropy is not None:
-            objective_BT = objective_BT + coefficients.entropy * scores.entropy_BT
+            terms["train/entropy_loss"] = coefficients.entropy * scores.entropy_BT
+        loss, parts = self._aggregated(terms, batch, counts)
         measures = UpdateMeasures(
             entropy_BT=scores.entropy_BT,
             logprobs_BT=logprobs_BT,
@@ -198,12 +197,20 @@ class Objective:
             log_ratios_BT=log_ratios_BT,
             advantages_BT=advantages_BT,
             weights_BT=weights_BT,
+            is_out_of_bounds_BT=is_out_of_bounds_BT,
             kept_BT=kept_BT,
             kl_BT=kl_BT,
         )
-        return LossOutput(
-            -self.aggregation(objective_BT, batch, counts), update_statistics(measures, batch, self.surrogate)
-        )
+        return measured_loss(loss, parts, measures, batch, self.surrogate)
+
+    def _aggregated(
+        self, terms: Mapping[str, Tensor], batch: LossBatch, counts: MinibatchCounts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what of it each term of the objective makes out."""
+        loss = -self.aggregation(reduce(torch.add, terms.values()), batch, counts)
+        with torch.no_grad():
+            parts = {name: -self.aggregation(term, batch, counts) for name, term in terms.items()}
+        return loss, {"train/loss": loss, **parts}
 
     def _can_differ(self, batch: LossBatch) -> bool:
         """Whether old and current policy may be two."""
@@ -215,11 +222,16 @@ class Objective:
             return batch.sampler_logprobs_BT
         return logprobs_BT.detach() if batch.old_logprobs_BT is None else batch.old_logprobs_BT
 
-    def _correction_weights(self, old_logprobs_BT: Tensor, batch: LossBatch) -> Tensor | None:
+    def _correction_weights(
+        self, old_logprobs_BT: Tensor, batch: LossBatch
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """The weights of the tokens, and where a bound has changed them."""
         if not isinstance(self.correction, WeightedCorrection):
-            return None
+            return None, None
         assert batch.sampler_logprobs_BT is not None, "the correction needs the sampler's log-probabilities"
-        return self.correction(old_logprobs_BT - batch.sampler_logprobs_BT, batch.mask_BT)
+        log_weights_BT = old_logprobs_BT - batch.sampler_logprobs_BT
+        correction, mask_BT = self.correction, batch.mask_BT
+        return correction(log_weights_BT, mask_BT), correction.is_out_of_bounds(log_weights_BT, mask_BT)
 
     def _kept(self, logprobs_BT: Tensor, advantages_BT: Tensor, batch: LossBatch) -> Tensor | None:
         """bool, the tokens that keep their policy gradient; None for all."""

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from grpo_lightning.functional.statistics import drift, effective_sample_size, over_tokens, standard_deviation
+from grpo_lightning.functional.statistics import (
+    deviation_near_one,
+    drift,
+    effective_sample_size,
+    lowest_and_highest,
+    over_tokens,
+    quantiles,
+)
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -45,6 +52,37 @@ def test_effective_sample_size_by_hand():
     assert effective_sample_size(0.0, 0.0) == 0.0
 
 
-def test_deviation_from_moments():
-    assert standard_deviation(2.0, 5.0) == 1.0
-    assert standard_deviation(0.1, 0.1**2 - 1e-18) == 0.0
+def test_the_deviation_of_numbers_near_one_survives_rounding():
+    # 1 - d and 1 + d: the mean is 1, E[(x - 1)^2] = d^2. E[x^2] - 1 would be 0 in fp64.
+    assert deviation_near_one(1.0, 1e-18) == pytest.approx(1e-9)
+    assert deviation_near_one(3.0, 5.0) == 1.0  # 2 and 4
+    assert deviation_near_one(1.1, 0.1**2 - 1e-18) == 0.0
+
+
+def test_statistics_of_one_call_have_one_precision():
+    values = {"double": torch.full((2, 3), 0.1, dtype=torch.float64), "single": torch.ones(2, 1), "flag": MASK}
+    got = {name: statistic.sum.item() for name, statistic in over_tokens(values, MASK).items()}
+    assert got == {"double": pytest.approx(0.3, abs=1e-16), "single": 3.0, "flag": 3.0}
+    assert over_tokens({}, MASK) == {}
+
+
+def test_a_mask_of_completions_gives_the_mean_over_completions():
+    got = over_tokens({"x": torch.tensor([[3.0], [7.0]])}, torch.tensor([[True], [False]]))["x"]
+    assert (got.sum.item(), got.count.item()) == (3.0, 1.0)
+
+
+def test_the_lowest_and_the_highest_are_of_loss_tokens():
+    low, high = lowest_and_highest(torch.tensor([[1.0, 2.0, -9.0], [4.0, 9.0, math.nan]]), MASK)
+    assert (low.item(), high.item()) == (1.0, 4.0)
+    assert [x.item() for x in lowest_and_highest(torch.ones(2, 3), MASK & False)] == [math.inf, -math.inf]
+    assert [x.item() for x in lowest_and_highest(torch.tensor([[0.5], [2.0]]), MASK)] == [0.5, 2.0]
+
+
+def test_quantiles_are_interpolated():
+    values = torch.tensor([30.0, 10.0, 40.0, 20.0, 50.0])
+    # The places among five values are 4 q: 0.4, 2 and 3.8.
+    assert quantiles(values, [0.1, 0.5, 0.95]) == pytest.approx([14.0, 30.0, 48.0])
+    assert quantiles(values[:1], [0.1, 0.9]) == [30.0, 30.0]
+    random = torch.rand(101, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = torch.tensor([0.05, 0.5, 0.77], dtype=torch.float64)
+    assert quantiles(random, levels.tolist()) == pytest.approx(torch.quantile(random, levels).tolist(), abs=1e-15)

@@ -85,6 +85,7 @@ EVERY = {
     ),
     "deepseekmath": grpo(),
 }
+OF_COMPLETIONS = ("policy/kl_sequence", "policy/masked_completions", "policy/clip_fraction_sequence")
 
 
 @pytest.mark.parametrize("objective", EVERY.values(), ids=EVERY)
@@ -97,7 +98,12 @@ def test_the_parts_of_any_partition_add_up(minibatch, objective):
         torch.testing.assert_close(again, gradient, rtol=0, atol=1e-14)
         for name, statistic in whole.statistics.items():
             torch.testing.assert_close(sum(p.statistics[name].sum for p in parts), statistic.sum, rtol=0, atol=1e-13)
-            assert sum(p.statistics[name].count for p in parts) == statistic.count == 10
+            assert sum(p.statistics[name].count for p in parts) == statistic.count
+            assert statistic.count == (4 if name in OF_COMPLETIONS else 10)
+        for name, part in whole.parts.items():
+            torch.testing.assert_close(sum(p.parts[name] for p in parts), part, rtol=0, atol=1e-14)
+        assert {name: min(p.lowest[name] for p in parts) for name in whole.lowest} == whole.lowest
+        assert {name: max(p.highest[name] for p in parts) for name in whole.highest} == whole.highest
 
 
 @pytest.mark.parametrize("objective", EVERY.values(), ids=EVERY)
@@ -179,7 +185,7 @@ def test_a_bypassed_correction_measures_against_the_sampler_and_weighs_nothing(m
     bypassed = minibatch.loss(build(correction=Bypass()))
     swapped = replace(minibatch, batch=batch._replace(old_logprobs_BT=batch.sampler_logprobs_BT)).loss(build())
     assert bypassed.loss == swapped.loss
-    assert "sampler/weight" not in bypassed.statistics
+    assert "sampler/correction" not in bypassed.statistics
 
 
 def test_weights_multiply_and_no_gradient_flows_through_them(minibatch):
@@ -208,19 +214,15 @@ def test_a_mask_ends_the_policy_gradient_and_not_the_penalty(minibatch):
 
 
 def test_what_it_needs_to_be_told():
-    tis, kl = {"correction": TIS}, {"kl": KLInLoss(coefficient=0.1, estimator=K3())}
+    kl = {"kl": KLInLoss(coefficient=0.1, estimator=K3())}
     plain = build()
     assert not plain.needs_reference
-    assert not plain.needs_sampler_logprobs
     assert not plain.needs_tokens
     assert not plain.needs_entropy_gradient
     assert [plain.needs_old_logprobs(num_updates=n) for n in (1, 2)] == [False, True]
     assert build(**kl).needs_reference
     assert not build(kl=KLInLoss(coefficient=0.0, estimator=K3())).needs_reference
-    assert build(**tis).needs_sampler_logprobs
-    assert build(masks=(OffPolicySequences(max_drift=0.1),)).needs_sampler_logprobs
     bypassed = build(correction=Bypass())
-    assert bypassed.needs_sampler_logprobs
     assert not bypassed.needs_old_logprobs(num_updates=4)
     returns = build(kl=KLInReturn(coefficient=0.1, estimator=K1()))
     assert returns.needs_tokens
@@ -235,35 +237,99 @@ def test_only_a_mask_of_completions_leaves_completions_out():
     assert build(masks=(TopEntropyTokens(share=0.2), TruncatedCompletions())).keeps(truncated).tolist() == [False, True]
 
 
+EVERYTHING = build(
+    correction=TruncatedWeights(weight=TokenRatio(), upper=0.8),
+    kl=KLInLoss(coefficient=0.1, estimator=K2()),
+    entropy=EntropyBonus(coefficient=0.2),
+    masks=(OffPolicySequences(max_drift=0.05),),
+    surrogate=TwoSidedClipped(clip_low=0.2, clip_high=0.28, delta=1.5),
+)
+
+
 def test_statistics_by_hand(minibatch):
-    batch, mask = minibatch.batch, minibatch.batch.mask_BT
-    statistics = minibatch.loss(build(correction=TIS, kl=KLInLoss(coefficient=0.1, estimator=K3()))).statistics
+    # So that the last completion, which is bad, has drifted by 0.06, and the other bad one has not.
+    batch = minibatch.batch._replace(sampler_logprobs_BT=minibatch.batch.sampler_logprobs_BT + 0.25)
+    minibatch, mask = replace(minibatch, batch=batch), batch.mask_BT
+    statistics = minibatch.loss(EVERYTHING).statistics
     means = {name: (s.sum / s.count).item() for name, s in statistics.items()}
     logp = minibatch.logprobs_BT.detach()
     ratios = (logp - batch.old_logprobs_BT).exp()
     weights = (batch.old_logprobs_BT - batch.sampler_logprobs_BT).exp()
     low, high = (ratios < 0.8) & (batch.advantages_BT < 0), (ratios > 1.28) & (batch.advantages_BT > 0)
+    log_x = batch.reference_logprobs_BT - logp
+    drift_B = [(batch.sampler_logprobs_BT - logp)[i][mask[i]].mean() for i in range(4)]
+    dropped = torch.tensor([[a < 0 and d > 0.05] for a, d in zip((1.0, -1.0, 0.5, -2.0), drift_B, strict=True)])
     want = {
         "policy/entropy": -logp,
         "policy/ratio": ratios,
-        "policy/ratio_square": ratios**2,
+        "policy/ratio_square": (ratios - 1) ** 2,
         "policy/kl_old": ratios - 1 - ratios.log(),
         "policy/clip_low": low,
         "policy/clip_high": high,
         "policy/clip_fraction": low | high,
-        "policy/kl": k3(logp, batch.reference_logprobs_BT),
-        "policy/kl_k1": logp - batch.reference_logprobs_BT,
+        "policy/clip_delta": (ratios > 1.5) & (batch.advantages_BT < 0),
+        "policy/masked": dropped.expand_as(mask),
+        "policy/kl": log_x**2 / 2,
+        "policy/kl_k1": -log_x,
+        "policy/kl_k3": log_x.exp() - log_x - 1,
         "sampler/kl": -weights.log(),
+        "sampler/kl_k3": weights - 1 - weights.log(),
         "sampler/logprob_difference": weights.log().abs(),
-        "sampler/weight": weights.clamp(max=1.2),
-        "sampler/weight_square": weights.clamp(max=1.2) ** 2,
+        "sampler/multiplicative_error": weights.log().abs().exp(),
+        "sampler/weight": weights,
+        "sampler/weight_square": (weights - 1) ** 2,
+        "sampler/correction": weights.clamp(max=0.8),
+        "sampler/correction_square": (weights.clamp(max=0.8) - 1) ** 2,
+        "sampler/out_of_bounds": weights > 0.8,
     }
-    assert means == {name: pytest.approx(values[mask].double().mean().item()) for name, values in want.items()}
+    clipped_B = [(low | high)[i][mask[i]].double().mean().item() for i in range(4)]
+    assert means == {
+        **{name: pytest.approx(values[mask].double().mean().item()) for name, values in want.items()},
+        "policy/kl_sequence": pytest.approx(-sum(log_x[mask]).item() / 4),  # summed in a completion, averaged over four
+        "policy/masked_completions": dropped.double().mean().item(),
+        "policy/clip_fraction_sequence": pytest.approx(sum(clipped_B) / 4),
+    }
+    assert means["policy/masked_completions"] == 1 / 4
+    assert min(means["sampler/out_of_bounds"], means["policy/clip_delta"]) > 0
+
+
+def test_the_least_and_the_greatest_by_hand(minibatch):
+    batch, mask = minibatch.batch, minibatch.batch.mask_BT
+    output = minibatch.loss(EVERYTHING)
+    ratios = (minibatch.logprobs_BT.detach() - batch.old_logprobs_BT).exp()
+    differences = (batch.old_logprobs_BT - batch.sampler_logprobs_BT).abs()
+    clipped = ((ratios < 0.8) & (batch.advantages_BT < 0)) | ((ratios > 1.28) & (batch.advantages_BT > 0))
+    shares = [clipped[i][mask[i]].double().mean() for i in range(4)]
+    for bound, found in ((min, output.lowest), (max, output.highest)):
+        assert {name: value.item() for name, value in found.items()} == {
+            f"policy/ratio_{bound.__name__}": bound(ratios[mask]).item(),
+            f"sampler/logprob_difference_{bound.__name__}": bound(differences[mask]).item(),
+            f"policy/clip_fraction_sequence_{bound.__name__}": bound(shares).item(),
+        }
+
+
+def test_the_parts_of_the_loss_are_those_of_its_terms(minibatch):
+    output = minibatch.loss(EVERYTHING)
+    batch, mask, logp = minibatch.batch, minibatch.batch.mask_BT, minibatch.logprobs_BT.detach()
+    parts = {name: part.item() for name, part in output.parts.items()}
+    assert parts["train/kl_loss"] == pytest.approx(0.1 * ((logp - batch.reference_logprobs_BT)[mask] ** 2 / 2).mean())
+    assert parts["train/entropy_loss"] == pytest.approx(0.2 * logp[mask].mean())  # minus the bonus on H = -logp here
+    terms = [parts[f"train/{name}_loss"] for name in ("policy", "kl", "entropy")]
+    assert parts["train/loss"] == pytest.approx(output.loss.item()) == pytest.approx(sum(terms))
+    assert set(minibatch.loss(build()).parts) == {"train/loss", "train/policy_loss"}
 
 
 def test_nothing_is_said_of_a_ratio_that_cannot_differ_from_one(minibatch):
     only = replace(minibatch, batch=minibatch.batch._replace(old_logprobs_BT=None, sampler_logprobs_BT=None))
     assert set(only.loss(build()).statistics) == {"policy/entropy"}
+    assert not only.loss(build()).lowest
+
+
+def test_the_mismatch_with_the_sampler_is_measured_whatever_the_objective(minibatch):
+    only = replace(minibatch, batch=minibatch.batch._replace(old_logprobs_BT=None))
+    difference = (minibatch.logprobs_BT.detach() - minibatch.batch.sampler_logprobs_BT)[minibatch.batch.mask_BT]
+    found = only.loss(build()).statistics["sampler/kl"]
+    assert (found.sum / found.count).item() == pytest.approx(-difference.mean().item())
 
 
 @dataclass(frozen=True, kw_only=True)

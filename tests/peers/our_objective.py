@@ -60,7 +60,7 @@ def _batch(objective: Objective, rollout: RecordedRollout) -> LossBatch:
         group_tokens_B=group_tokens_P.repeat_interleave(GROUP_SIZE),
         old_logprobs_BT=rollout.old_logprobs_BT,
         reference_logprobs_BT=rollout.reference_logprobs_BT if objective.needs_reference else None,
-        sampler_logprobs_BT=rollout.sampler_logprobs_BT if objective.needs_sampler_logprobs else None,
+        sampler_logprobs_BT=rollout.sampler_logprobs_BT,
         policy_mask_BT=_uncertain(objective, rollout.entropy_BT.detach(), mask_BT),
     )
 
