@@ -117,7 +117,7 @@ class GRPOModule(ModelsOfARun):
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_failure_rate = max_failure_rate
         self.seed = seed
-        check_configuration(objective, sampling, self.shape, max_tokens_per_microbatch=max_tokens_per_microbatch)
+        check_configuration(objective, sampling, self.shape, max_tokens_per_microbatch, max_failure_rate)
 
         self.seconds_by_phase: dict[str, float] = {}
         self.held_out = EvaluationMetrics(self.evaluation)

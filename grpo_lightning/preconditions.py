@@ -12,16 +12,23 @@ from grpo_lightning.types import ConfigurationError, SamplingParams
 
 
 def check_configuration(
-    objective: Objective, sampling: SamplingParams, shape: IterationShape, max_tokens_per_microbatch: int | None
+    objective: Objective,
+    sampling: SamplingParams,
+    shape: IterationShape,
+    max_tokens_per_microbatch: int | None,
+    max_failure_rate: float,
 ) -> None:
     """What can be said of the model's settings before there is a Trainer.
 
     Raises:
-        ConfigurationError: See `check_sampling`, `check_objective` and `check_microbatch_limit`.
+        ConfigurationError: See `check_sampling`, `check_objective` and `check_microbatch_limit`; or the failure rate is
+            no share.
     """
     check_sampling(sampling)
     check_objective(objective, shape)
     check_microbatch_limit(max_tokens_per_microbatch)
+    if not 0 <= max_failure_rate <= 1:
+        raise ConfigurationError(f"model.max_failure_rate must be in [0, 1], got {max_failure_rate}.")
 
 
 def check_sampling(sampling: SamplingParams) -> None:

@@ -36,12 +36,18 @@ def trainer(**changes):
 
 
 def test_settings_that_are_right_pass():
-    check_configuration(grpo(), SamplingParams(), SHAPE, None)
+    check_configuration(grpo(), SamplingParams(), SHAPE, None, 0.1)
     check_sampling(SamplingParams())
     for limit in (None, 1):
         check_microbatch_limit(limit)
     check_trainer(trainer(), SHAPE)
     check_alignment(trainer(), LOADER)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_a_failure_rate_is_a_share(rate):
+    with pytest.raises(ConfigurationError, match=r"model.max_failure_rate must be in \[0, 1\], got"):
+        check_configuration(grpo(), SamplingParams(), SHAPE, None, rate)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def test_a_group_is_more_than_the_attempts_that_count_as_one():
     with pytest.raises(ConfigurationError, match=r"model.objective.advantage.k must be less than model.group_size = 4"):
         check_objective(objective, SHAPE)
     with pytest.raises(ConfigurationError, match=r"model.objective.advantage.k"):
-        check_configuration(objective, SamplingParams(), SHAPE, None)
+        check_configuration(objective, SamplingParams(), SHAPE, None, 0.1)
 
 
 def test_a_micro_batch_has_room_for_a_token():
