@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.experiments import clip_higher, dynamic_sampling
+from tools.experiments import clip_higher, dynamic_sampling, length_bias
 from tools.experiments.experiment import FIGURES, Comparison, Experiment, Panel, Run, read
 from tools.experiments.outcome import sign_test
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EXPERIMENTS = (clip_higher.EXPERIMENT, dynamic_sampling.EXPERIMENT)
+EXPERIMENTS = (length_bias.EXPERIMENT, clip_higher.EXPERIMENT, dynamic_sampling.EXPERIMENT)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
