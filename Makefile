@@ -5,6 +5,7 @@
 #   make test             the tests that a change must pass
 #   make test-slow        the tests that train for minutes
 #   make test-peers       the objective against TRL's trainer, in an environment of its own
+#   make benchmark        whole training steps of this framework and of TRL, in turn; wants a quiet machine
 #   make check            format, lint, types and `make test`: what to run before a commit
 
 PYTHON ?= python3
@@ -17,8 +18,10 @@ export TOKENIZERS_PARALLELISM := false
 RUN := .venv
 DEV := .venv-dev
 PEERS := .venv-peers
+COLD_START := runs/quickstart/cold_start/policy
+BENCHMARK_THREADS ?= 2
 
-.PHONY: quickstart quickstart-long test test-slow test-peers check clean
+.PHONY: quickstart quickstart-long test test-slow test-peers benchmark check clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUN)/installed
@@ -36,6 +39,12 @@ test-slow: $(DEV)/installed
 
 test-peers: $(PEERS)/installed
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -m peers tests/peers
+
+benchmark: $(DEV)/installed $(PEERS)/installed $(COLD_START)
+	PYTHONPATH=tools $(DEV)/bin/python -m benchmark --trl-python $(PEERS)/bin/python --threads $(BENCHMARK_THREADS)
+
+$(COLD_START): | $(DEV)/installed
+	$(DEV)/bin/grpo-lightning fit --config configs/quickstart_cold_start.yaml
 
 check: $(DEV)/installed
 	$(DEV)/bin/ruff format --check .

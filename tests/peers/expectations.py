@@ -1,9 +1,9 @@
 """What the tests against TRL have in common: a base point of the grid, and how equal is equal."""
 
 import torch
-from peers.rollout import Outcome
 
 from grpo_lightning.objective import Clipped, GroupMean, GroupStd, Objective, TokenMean, TokenRatio
+from peers.rollout import Outcome
 
 TOLERANCE = 1e-10
 """Both sides compute in fp64 on values of order one; what is left is the order of a few additions."""

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from peers.rollout import GROUP_SIZE, LENGTHS, Outcome, RecordedRollout
 from torch import Tensor
 
 from grpo_lightning.objective import Objective
 from grpo_lightning.types import LossBatch, MinibatchCounts, ScoredGroups, TokenScores
+from peers.rollout import GROUP_SIZE, LENGTHS, Outcome, RecordedRollout
 
 
 def our_advantages(objective: Objective, rollout: RecordedRollout) -> Tensor:

@@ -8,9 +8,6 @@ import math
 
 import pytest
 import torch
-from peers.expectations import CLIPS, TOLERANCE, assert_distinct, assert_same, objective
-from peers.our_objective import loss_by_itself, our_advantages, our_outcome
-from peers.rollout import GROUP_SIZE, LENGTHS, MAX_LENGTH, Outcome, recorded_rollout
 
 from grpo_lightning.functional.kl import k3
 from grpo_lightning.functional.ratios import sequence_mean
@@ -30,6 +27,9 @@ from grpo_lightning.objective import (
     WeightedKLInLoss,
 )
 from grpo_lightning.types import ConfigurationError
+from peers.expectations import CLIPS, TOLERANCE, assert_distinct, assert_same, objective
+from peers.our_objective import loss_by_itself, our_advantages, our_outcome
+from peers.rollout import GROUP_SIZE, LENGTHS, MAX_LENGTH, Outcome, recorded_rollout
 
 
 @pytest.fixture

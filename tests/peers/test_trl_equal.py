@@ -16,9 +16,6 @@ both formulas. What TRL has and the objective cannot say:
 
 import pytest
 import torch
-from peers.expectations import CLIPS, TOLERANCE, assert_distinct, assert_same, objective
-from peers.our_objective import our_advantages, our_outcome
-from peers.rollout import MAX_LENGTH, recorded_rollout
 
 from grpo_lightning.objective import (
     K3,
@@ -48,6 +45,9 @@ from grpo_lightning.objective import (
     WeightedKLInLoss,
     Whitened,
 )
+from peers.expectations import CLIPS, TOLERANCE, assert_distinct, assert_same, objective
+from peers.our_objective import our_advantages, our_outcome
+from peers.rollout import MAX_LENGTH, recorded_rollout
 
 NAN = float("nan")
 CLIPPED = Clipped(clip_low=0.1, clip_high=0.3)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peers.rollout import GROUP_SIZE, LENGTHS, MAX_LENGTH, Outcome, RecordedRollout
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
+
+from peers.rollout import GROUP_SIZE, LENGTHS, MAX_LENGTH, Outcome, RecordedRollout
 
 EOS, WORD = 1, 2
 

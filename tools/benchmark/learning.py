@@ -1,0 +1,76 @@
+"""How long each framework trains until it is right on so many held-out problems: the quickstart's task.
+
+Both begin with the same weights and make blocks of updates in turn. Only the updates are timed.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmark.measure import OURS, TRL, Conditions
+from benchmark.protocol import Worker
+from benchmark.quickstart import MAX_STEPS
+
+TARGET_ACCURACY = 0.9
+MODULES = {OURS: "benchmark.quickstart_ours", TRL: "benchmark.quickstart_trl"}
+
+
+@dataclass(kw_only=True)
+class Curve:
+    """How one framework learns: after so many seconds and updates, which accuracy."""
+
+    seconds: list[float] = field(default_factory=lambda: [0.0])
+    updates: list[int] = field(default_factory=lambda: [0])
+    accuracies: list[float] = field(default_factory=list)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the target is reached."""
+        return bool(self.accuracies) and self.accuracies[-1] >= TARGET_ACCURACY
+
+    @property
+    def seconds_to_target(self) -> float:
+        """Infinity where it never arrived; no finer than a block."""
+        return self.seconds[-1] if self.has_arrived else float("inf")
+
+
+def learn(conditions: Conditions, folder: Path, *, block: int = 5, max_updates: int = MAX_STEPS) -> dict[str, Curve]:
+    """Train both until they reach `TARGET_ACCURACY` on the held-out problems, or `max_updates`.
+
+    Args:
+        conditions: Of the whole run.
+        folder: The policy of the cold start.
+        block: Updates between two judgements.
+        max_updates: Of each.
+
+    Raises:
+        BusyMachineError: Somebody else computes.
+    """
+    curves = {name: Curve() for name in MODULES}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(_worker(name, conditions, folder)) for name in MODULES}
+        for name, curve in curves.items():
+            curve.accuracies.append(workers[name].ask("accuracy"))
+        for _ in range(max_updates // block):
+            for name, curve in curves.items():
+                if not curve.has_arrived:
+                    _train_block(workers[name], curve, block, conditions.before_round)
+    return curves
+
+
+def _train_block(worker: Worker, curve: Curve, block: int, before: Callable[[], None]) -> None:
+    before()
+    seconds = sum(worker.ask("step", ()).seconds for _ in range(block))
+    curve.seconds.append(curve.seconds[-1] + seconds)
+    curve.updates.append(curve.updates[-1] + block)
+    curve.accuracies.append(worker.ask("accuracy"))
+
+
+def _worker(name: str, conditions: Conditions, folder: Path) -> Worker:
+    return Worker(
+        MODULES[name],
+        python=conditions.trl_python if name == TRL else conditions.our_python,
+        arguments=[str(folder)],
+        num_threads=conditions.num_threads,
+    )

@@ -1,0 +1,121 @@
+"""What the coordinator and its workers say to each other.
+
+A worker is a process in the environment of one framework, in the middle of its own training loop: it waits where a step
+would begin. Only the worker that has been told to do something computes.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmark import memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """What a worker says when it is ready."""
+
+    framework: str
+    """Name and version."""
+    base_bytes: int
+    """Memory before the model was loaded."""
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a worker says of a step, or of a rollout alone."""
+
+    seconds: float
+    peak_bytes: int
+    lengths: tuple[int, ...]
+    """The tokens of each completion."""
+    seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
+
+
+class FinishedError(Exception):
+    """Leaves the framework's training loop: the coordinator wants no more."""
+
+
+class Channel:
+    """The worker's end.
+
+    Args:
+        descriptor: Of the pipe, which the coordinator has handed down.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._connection = Connection(descriptor)
+        self.handlers: dict[str, Callable[[Any], Any]] = {}
+        """What to answer a command but ``step`` with, by its name; they get its argument."""
+
+    def say(self, message: Any) -> None:
+        """Answer."""
+        self._connection.send(message)
+
+    def wait_for_step(self) -> Any:
+        """Answer commands until the next step is wanted, and return its argument.
+
+        Raises:
+            FinishedError: No further step is wanted.
+        """
+        while True:
+            command, argument = self._connection.recv()
+            if command == "finish":
+                raise FinishedError
+            if command == "step":
+                memory.reset_peak()
+                return argument
+            self.say(self.handlers[command](argument))
+
+
+class Worker:
+    """The coordinator's end: a process of one framework.
+
+    Args:
+        module: To run, ``benchmark.ours``.
+        python: The interpreter of the framework's environment.
+        arguments: Of the module, after the descriptor of the pipe.
+        num_threads: On which it computes.
+    """
+
+    def __init__(self, module: str, *, python: str, arguments: list[str], num_threads: int) -> None:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "OMP_NUM_THREADS": str(num_threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # who waits for its turn must not spin
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TQDM_DISABLE": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        self._connection, theirs = Pipe()
+        with theirs:
+            descriptor = theirs.fileno()
+            command = [python, "-m", module, str(descriptor), *arguments]
+            self._process = subprocess.Popen(command, env=environment, pass_fds=[descriptor])
+        self.hello: Hello = self._connection.recv()
+
+    def ask(self, command: str, argument: Any = None) -> Any:
+        """Have something done, and wait for the answer."""
+        self._connection.send((command, argument))
+        return self._connection.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._connection.send(("finish", None))
+            self._process.wait(timeout=60)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,57 @@
+"""The worker of this framework on the quickstart's task."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmark import quickstart
+from benchmark.ours import make_trainer, serve
+from benchmark.protocol import Channel
+from grpo_lightning import GRPOModule
+from grpo_lightning.objective import Clipped, GroupMean, GroupStd, Objective, TokenMean, TokenRatio
+from grpo_lightning.optim import Schedule
+from grpo_lightning.policy import PretrainedPolicy
+from grpo_lightning.rollout import InProcessEngine
+from grpo_lightning.types import SamplingParams
+
+
+def make_module(folder: Path) -> GRPOModule:
+    """`configs/quickstart.yaml`, with every group in the loss, as in TRL."""
+    return GRPOModule(
+        policy=PretrainedPolicy(str(folder)),
+        objective=Objective(
+            advantage=GroupMean(),
+            scale=GroupStd(ddof=1, epsilon=1e-4),
+            ratio=TokenRatio(),
+            surrogate=Clipped(clip_low=quickstart.CLIP_LOW, clip_high=quickstart.CLIP_HIGH),
+            aggregation=TokenMean(),
+        ),
+        sampling=SamplingParams(max_new_tokens=quickstart.MAX_NEW_TOKENS),
+        engine=InProcessEngine(max_rows=512),
+        optimizer=partial(
+            torch.optim.AdamW, lr=quickstart.LEARNING_RATE, betas=quickstart.BETAS, weight_decay=0.0, fused=True
+        ),
+        schedule=Schedule(decay="linear", warmup_steps=quickstart.WARMUP_STEPS),
+        prompts_per_iteration=quickstart.NUM_PROMPTS,
+        group_size=quickstart.GROUP_SIZE,
+    )
+
+
+def main() -> None:
+    """Serve until the coordinator has had enough."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("descriptor", type=int)
+    parser.add_argument("folder", type=Path)
+    settings = parser.parse_args()
+    module = make_module(settings.folder)
+    held_out = quickstart.HeldOut(module.tokenizer)
+    answers = {"accuracy": lambda trained, _: held_out.accuracy(trained.policy.model)}
+    channel = Channel(settings.descriptor)
+    trainer = make_trainer(channel, held_out.reward, answers, max_steps=quickstart.MAX_STEPS)
+    serve(trainer, module, quickstart.data())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The worker of TRL on the quickstart's task."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import trl
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from benchmark import memory, quickstart
+from benchmark.protocol import Channel
+from benchmark.trl_worker import quiet_settings, serve
+from grpo_lightning.types import Completion, FinishReason, Prompt
+
+
+def make_trainer(folder: Path) -> trl.GRPOTrainer:
+    """The quickstart's settings in TRL's words."""
+    config = trl.GRPOConfig(
+        **quiet_settings(folder / "trl"),
+        per_device_train_batch_size=quickstart.NUM_PROMPTS * quickstart.GROUP_SIZE,
+        num_generations=quickstart.GROUP_SIZE,
+        max_completion_length=quickstart.MAX_NEW_TOKENS,
+        beta=0.0,
+        loss_type="dapo",
+        epsilon=quickstart.CLIP_LOW,
+        epsilon_high=quickstart.CLIP_HIGH,
+        learning_rate=quickstart.LEARNING_RATE,
+        adam_beta1=quickstart.BETAS[0],
+        adam_beta2=quickstart.BETAS[1],
+        lr_scheduler_type="linear",
+        warmup_steps=quickstart.WARMUP_STEPS,
+        max_steps=quickstart.MAX_STEPS,
+    )
+    rows = quickstart.data().rows("train")
+    return trl.GRPOTrainer(
+        model=str(folder),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        reward_funcs=_rewards,
+        args=config,
+        train_dataset=Dataset.from_dict({key: [row[key] for row in rows] for key in ("prompt", "answer")}),
+    )
+
+
+def _rewards(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    reward = quickstart.ExactAnswer(marker="#")
+    asked = [
+        Prompt(index=i, token_ids=(), text=text, columns={"answer": expected})
+        for i, (text, expected) in enumerate(zip(prompts, answer, strict=True))
+    ]
+    given = [
+        Completion(token_ids=(), sampler_logprobs=(), text=text, finish_reason=FinishReason.EOS) for text in completions
+    ]
+    return reward.score(asked, given)
+
+
+def main() -> None:
+    """Serve until the coordinator has had enough."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("descriptor", type=int)
+    parser.add_argument("folder", type=Path)
+    settings = parser.parse_args()
+    channel = Channel(settings.descriptor)
+    base_bytes = memory.current()
+    trainer = make_trainer(settings.folder)
+    held_out = quickstart.HeldOut(trainer.processing_class)
+    channel.handlers["accuracy"] = lambda _: held_out.accuracy(trainer.model)
+    serve(trainer, channel, quickstart.MAX_NEW_TOKENS, base_bytes=base_bytes)
+
+
+if __name__ == "__main__":
+    main()
