@@ -9,8 +9,8 @@ is its faster way. Beside the times stands the floor: the operations that the ma
 this machine multiplies matrices of the model's shapes, measured in the same run. Where the machine is busy nothing is
 measured.
 
-With ``quickstart`` among the workloads both also train on the quickstart's task, until 90 % of the held-out problems are
-solved. That needs the cold start's policy: `grpo-lightning fit --config configs/quickstart_cold_start.yaml`.
+With ``quickstart`` among the workloads both also train on the quickstart's task, until 90 % of the held-out problems
+are solved. That needs the cold start's policy: `grpo-lightning fit --config configs/quickstart_cold_start.yaml`.
 """
 
 import argparse
