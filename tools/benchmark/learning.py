@@ -50,6 +50,8 @@ def learn(conditions: Conditions, folder: Path, *, block: int = 5, max_updates: 
     curves = {name: Curve() for name in MODULES}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(_worker(name, conditions, folder)) for name in MODULES}
+        for worker in workers.values():
+            worker.wait_until_ready()
         for name, curve in curves.items():
             curve.accuracies.append(workers[name].ask("accuracy"))
         for _ in range(max_updates // block):

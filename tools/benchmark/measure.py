@@ -95,9 +95,9 @@ def measure(workload: Workload, conditions: Conditions, folder: Path) -> Measure
         workers = {
             name: stack.enter_context(_worker(name, workload, conditions, folder)) for name in _frameworks(workload)
         }
-        measurement.frameworks = {name: worker.hello.framework for name, worker in workers.items()}
-        hello = workers[OURS].hello
-        measurement.resident_bytes = hello.base_bytes + 5 * 4 * hello.num_parameters
+        hellos = {name: worker.wait_until_ready() for name, worker in workers.items()}
+        measurement.frameworks = {name: hello.framework for name, hello in hellos.items()}
+        measurement.resident_bytes = hellos[OURS].base_bytes + 5 * 4 * hellos[OURS].num_parameters
         _steps(workers, conditions, measurement)
         if workload.goals.rollout is not None:
             _rollouts(workers, conditions, measurement)

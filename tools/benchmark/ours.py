@@ -128,8 +128,14 @@ def serve(trainer: Trainer, module: GRPOModule, data: PromptDataModule) -> None:
         trainer.fit(module, data)
 
 
-def make_module(workload: Workload, folder: Path) -> GRPOModule:
-    """The workload as a module."""
+def make_module(workload: Workload, folder: Path, *, is_fused: bool) -> GRPOModule:
+    """The workload as a module.
+
+    Args:
+        workload: What a step does.
+        folder: Of the model.
+        is_fused: Whether the optimizer is; Lightning clips no gradients of a fused one in mixed precision.
+    """
     objective = Objective(
         advantage=GroupMean(),
         scale=GroupStd(ddof=1, epsilon=1e-4),
@@ -145,7 +151,7 @@ def make_module(workload: Workload, folder: Path) -> GRPOModule:
             max_new_tokens=workload.max_new_tokens,
             min_new_tokens=0 if workload.is_ragged else workload.max_new_tokens,
         ),
-        optimizer=partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0, fused=True),
+        optimizer=partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0, fused=is_fused),
         prompts_per_iteration=workload.num_prompts,
         group_size=workload.group_size,
     )
@@ -178,7 +184,8 @@ def main() -> None:
     channel = Channel(settings.descriptor)
     channel.handlers["rate"] = partial(matmul_rate, workload)
     trainer = make_trainer(channel, EvenSum(), {"rollout": _rollout}, precision=settings.precision)
-    serve(trainer, make_module(workload, settings.folder), RandomPrompts(workload))
+    module = make_module(workload, settings.folder, is_fused=settings.precision == "32-true")
+    serve(trainer, module, RandomPrompts(workload))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ would begin. Only the worker that has been told to do something computes.
 import os
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -101,18 +102,34 @@ class Worker:
             descriptor = theirs.fileno()
             command = [python, "-m", module, str(descriptor), *arguments]
             self._process = subprocess.Popen(command, env=environment, pass_fds=[descriptor])
-        self.hello: Hello = self._connection.recv()
+
+    def wait_until_ready(self) -> Hello:
+        """What it says then; to be called once, before anything is asked."""
+        return self._answer()
 
     def ask(self, command: str, argument: Any = None) -> Any:
-        """Have something done, and wait for the answer."""
+        """Have something done, and wait for the answer.
+
+        Raises:
+            RuntimeError: The worker has ended; its traceback is on the standard error output.
+        """
         self._connection.send((command, argument))
-        return self._connection.recv()
+        return self._answer()
 
     def close(self) -> None:
-        """End the process."""
-        if self._process.poll() is None:
+        """End the process; one that does not end by itself is killed."""
+        with suppress(BrokenPipeError):
             self._connection.send(("finish", None))
+        try:
             self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def _answer(self) -> Any:
+        try:
+            return self._connection.recv()
+        except EOFError as error:
+            raise RuntimeError(f"The worker {self._process.args} has ended.") from error
 
     def __enter__(self) -> "Worker":
         return self
