@@ -41,7 +41,7 @@ test-peers: $(PEERS)/installed
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -m peers tests/peers
 
 benchmark: $(DEV)/installed $(PEERS)/installed $(COLD_START)
-	PYTHONPATH=tools $(DEV)/bin/python -m benchmark --trl-python $(PEERS)/bin/python --threads $(BENCHMARK_THREADS)
+	$(DEV)/bin/python -m tools.benchmark --trl-python $(PEERS)/bin/python --threads $(BENCHMARK_THREADS)
 
 $(COLD_START): | $(DEV)/installed
 	$(DEV)/bin/grpo-lightning fit --config configs/quickstart_cold_start.yaml

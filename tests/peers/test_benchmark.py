@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.measure import OURS, TRL, Conditions, measure
-from benchmark.workloads import WORKLOADS, Goals
+from tools.benchmark.measure import OURS, TRL, Conditions, measure
+from tools.benchmark.workloads import WORKLOADS, Goals
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""Whole training steps of this framework and of TRL, on one machine, with equal work: `python -m benchmark --help`."""
+"""Whole training steps of this framework and of TRL, on one machine, with equal work: see `__main__`."""

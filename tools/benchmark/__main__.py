@@ -1,6 +1,6 @@
 """Measure whole training steps of this framework and of TRL, in turn, on one machine.
 
-    PYTHONPATH=tools python -m benchmark --trl-python .venv-peers/bin/python --output runs/benchmark
+    python -m tools.benchmark --trl-python .venv-peers/bin/python --output runs/benchmark
 
 Each framework is a process in the middle of its own training loop, in its own environment, with the same weights,
 prompts, G, lengths and beta; one at a time is told to make a step. Lengths are those that ours draws; TRL is made to
@@ -20,12 +20,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmark import machine, report
-from benchmark.learning import Curve, learn
-from benchmark.measure import Conditions, Measurement, measure
-from benchmark.plot import plot_steps
-from benchmark.quickstart import MAX_STEPS, POLICY_FOLDER
-from benchmark.workloads import WORKLOADS
+from tools.benchmark import machine, report
+from tools.benchmark.learning import Curve, learn
+from tools.benchmark.measure import Conditions, Measurement, measure
+from tools.benchmark.plot import plot_steps
+from tools.benchmark.quickstart import MAX_STEPS, POLICY_FOLDER
+from tools.benchmark.workloads import WORKLOADS
 
 QUICKSTART = "quickstart"
 
@@ -92,7 +92,7 @@ def _write(measurements: list[Measurement], curves: dict[str, Curve], settings: 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--trl-python", required=True, help="the interpreter of TRL's environment")
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, QUICKSTART], default=[*WORKLOADS, QUICKSTART])

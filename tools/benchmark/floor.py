@@ -10,7 +10,7 @@ for its whole group. A product of an m x k by a k x n matrix is 2mkn operations.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmark.workloads import ModelShape, Workload
+from tools.benchmark.workloads import ModelShape, Workload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmark.measure import OURS, TRL, Conditions
-from benchmark.protocol import Worker
-from benchmark.quickstart import MAX_STEPS
+from tools.benchmark.measure import OURS, TRL, Conditions
+from tools.benchmark.protocol import Worker
+from tools.benchmark.quickstart import MAX_STEPS
 
 TARGET_ACCURACY = 0.9
-MODULES = {OURS: "benchmark.quickstart_ours", TRL: "benchmark.quickstart_trl"}
+MODULES = {OURS: "tools.benchmark.quickstart_ours", TRL: "benchmark.quickstart_trl"}
 
 
 @dataclass(kw_only=True)

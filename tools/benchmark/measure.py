@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmark.floor import step_flops
-from benchmark.model_folder import write_model_folder
-from benchmark.protocol import Report, Worker
-from benchmark.workloads import Workload
+from tools.benchmark.floor import step_flops
+from tools.benchmark.model_folder import write_model_folder
+from tools.benchmark.protocol import Report, Worker
+from tools.benchmark.workloads import Workload
 
 OURS, TRL, OURS_BF16 = "ours", "TRL", "ours, bf16"
 
@@ -145,7 +145,7 @@ def _worker(name: str, workload: Workload, conditions: Conditions, folder: Path)
     if name == OURS_BF16:
         arguments += ["--precision", "bf16-mixed"]
     return Worker(
-        "benchmark.trl_worker" if name == TRL else "benchmark.ours",
+        "tools.benchmark.trl_worker" if name == TRL else "benchmark.ours",
         python=conditions.trl_python if name == TRL else conditions.our_python,
         arguments=arguments,
         num_threads=conditions.num_threads,

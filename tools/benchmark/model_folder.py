@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmark.workloads import ModelShape, Workload
+from tools.benchmark.workloads import ModelShape, Workload
 
 PAD, EOS, FIRST_WORD = 0, 1, 2
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, __version__
 
-from benchmark import memory
-from benchmark.model_folder import prompt_texts, reward_of
-from benchmark.protocol import Channel, FinishedError, Hello, Report
-from benchmark.rate import matmul_rate
-from benchmark.workloads import WORKLOADS, Workload
 from grpo_lightning import GRPOModule
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.objective import K3, Clipped, GroupMean, GroupStd, KLInLoss, Objective, TokenMean, TokenRatio
 from grpo_lightning.policy import PretrainedPolicy
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.types import Completion, Prompt, SamplingParams
+from tools.benchmark import memory
+from tools.benchmark.model_folder import prompt_texts, reward_of
+from tools.benchmark.protocol import Channel, FinishedError, Hello, Report
+from tools.benchmark.rate import matmul_rate
+from tools.benchmark.workloads import WORKLOADS, Workload
 
 
 class EvenSum(RewardCallback):

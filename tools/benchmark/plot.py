@@ -1,4 +1,4 @@
-"""The seconds per step as a figure. Needs matplotlib: the extra `plots`."""
+"""The seconds per step as a figure. Needs matplotlib: the extra `figures`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from benchmark.measure import OURS, TRL, Measurement
+from tools.benchmark.measure import OURS, TRL, Measurement
 
 
 def plot_steps(measurements: Sequence[Measurement], path: Path, *, title: str) -> None:

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmark import memory
+from tools.benchmark import memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Worker:
     def __init__(self, module: str, *, python: str, arguments: list[str], num_threads: int) -> None:
         environment = {
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "OMP_NUM_THREADS": str(num_threads),
             "OMP_WAIT_POLICY": "PASSIVE",  # who waits for its turn must not spin
             "TOKENIZERS_PARALLELISM": "false",

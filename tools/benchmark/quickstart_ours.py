@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from benchmark import quickstart
-from benchmark.ours import make_trainer, serve
-from benchmark.protocol import Channel
 from grpo_lightning import GRPOModule
 from grpo_lightning.objective import Clipped, GroupMean, GroupStd, Objective, TokenMean, TokenRatio
 from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import PretrainedPolicy
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.types import SamplingParams
+from tools.benchmark import quickstart
+from tools.benchmark.ours import make_trainer, serve
+from tools.benchmark.protocol import Channel
 
 
 def make_module(folder: Path) -> GRPOModule:

@@ -8,10 +8,10 @@ import trl
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from benchmark import memory, quickstart
-from benchmark.protocol import Channel
-from benchmark.trl_worker import quiet_settings, serve
 from grpo_lightning.types import Completion, FinishReason, Prompt
+from tools.benchmark import memory, quickstart
+from tools.benchmark.protocol import Channel
+from tools.benchmark.trl_worker import quiet_settings, serve
 
 
 def make_trainer(folder: Path) -> trl.GRPOTrainer:

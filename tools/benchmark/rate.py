@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmark.workloads import Workload
+from tools.benchmark.workloads import Workload
 
 HEAD_ROWS = 512
 """The head's product is measured on so many rows: all of them would need gigabytes for their logits."""

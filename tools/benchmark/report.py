@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmark.floor import step_flops
-from benchmark.learning import Curve
-from benchmark.measure import OURS, OURS_BF16, TRL, Measurement
+from tools.benchmark.floor import step_flops
+from tools.benchmark.learning import Curve
+from tools.benchmark.measure import OURS, OURS_BF16, TRL, Measurement
 
 GIB = 2**30
 

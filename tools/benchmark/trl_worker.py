@@ -12,11 +12,11 @@ import trl
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
-from benchmark import memory
-from benchmark.forced_lengths import Generation
-from benchmark.model_folder import prompt_texts, reward_of
-from benchmark.protocol import Channel, FinishedError, Hello, Report
-from benchmark.workloads import WORKLOADS, Workload
+from tools.benchmark import memory
+from tools.benchmark.forced_lengths import Generation
+from tools.benchmark.model_folder import prompt_texts, reward_of
+from tools.benchmark.protocol import Channel, FinishedError, Hello, Report
+from tools.benchmark.workloads import WORKLOADS, Workload
 
 
 class Gate(TrainerCallback):

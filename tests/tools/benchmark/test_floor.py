@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.floor import step_flops
-from benchmark.workloads import WORKLOADS, ModelShape, Workload
+from tools.benchmark.floor import step_flops
+from tools.benchmark.workloads import WORKLOADS, ModelShape, Workload
 
 TINY = Workload(
     name="tiny",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmark.forced_lengths import Generation, completion_lengths
+from tools.benchmark.forced_lengths import Generation, completion_lengths
 
 PAD, EOS = 0, 1
 

@@ -1,7 +1,7 @@
 import pytest
 
-from benchmark import machine
-from benchmark.machine import BusyMachineError
+from tools.benchmark import machine
+from tools.benchmark.machine import BusyMachineError
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 from dataclasses import replace
 
-from benchmark.measure import actual_tokens
-from benchmark.rate import HEAD_ROWS, matmul_rate, products
-from benchmark.workloads import WORKLOADS, ModelShape, Workload
+from tools.benchmark.measure import actual_tokens
+from tools.benchmark.rate import HEAD_ROWS, matmul_rate, products
+from tools.benchmark.workloads import WORKLOADS, ModelShape, Workload
 
 TINY = Workload(
     name="tiny",

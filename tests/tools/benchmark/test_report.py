@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from benchmark.floor import step_flops
-from benchmark.learning import Curve
-from benchmark.measure import OURS, OURS_BF16, TRL, Measurement
-from benchmark.protocol import Report
-from benchmark.report import Figure, as_json, describe, describe_learning, figures
-from benchmark.workloads import Goals, ModelShape, Workload
+from tools.benchmark.floor import step_flops
+from tools.benchmark.learning import Curve
+from tools.benchmark.measure import OURS, OURS_BF16, TRL, Measurement
+from tools.benchmark.protocol import Report
+from tools.benchmark.report import Figure, as_json, describe, describe_learning, figures
+from tools.benchmark.workloads import Goals, ModelShape, Workload
 
 GIB = 2**30
 WORKLOAD = Workload(
