@@ -13,7 +13,7 @@ from tools.benchmark.protocol import Worker
 from tools.benchmark.quickstart import MAX_STEPS
 
 TARGET_ACCURACY = 0.9
-MODULES = {OURS: "tools.benchmark.quickstart_ours", TRL: "benchmark.quickstart_trl"}
+MODULES = {OURS: "tools.benchmark.quickstart_ours", TRL: "tools.benchmark.quickstart_trl"}
 
 
 @dataclass(kw_only=True)

@@ -145,7 +145,7 @@ def _worker(name: str, workload: Workload, conditions: Conditions, folder: Path)
     if name == OURS_BF16:
         arguments += ["--precision", "bf16-mixed"]
     return Worker(
-        "tools.benchmark.trl_worker" if name == TRL else "benchmark.ours",
+        "tools.benchmark.trl_worker" if name == TRL else "tools.benchmark.ours",
         python=conditions.trl_python if name == TRL else conditions.our_python,
         arguments=arguments,
         num_threads=conditions.num_threads,

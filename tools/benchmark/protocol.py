@@ -79,7 +79,7 @@ class Worker:
     """The coordinator's end: a process of one framework.
 
     Args:
-        module: To run, ``benchmark.ours``.
+        module: To run, ``tools.benchmark.ours``.
         python: The interpreter of the framework's environment.
         arguments: Of the module, after the descriptor of the pipe.
         num_threads: On which it computes.
