@@ -79,14 +79,14 @@ def _write(measurements: list[Measurement], curves: dict[str, Curve], settings: 
         "is_reduced": settings.reduced,
         "is_a_measurement": not settings.allow_busy,
     }
-    path = settings.output / "tools.benchmark.json"
+    path = settings.output / "benchmark.json"
     written = report.as_json(measurements, described) | {"quickstart": {n: asdict(c) for n, c in curves.items()}}
     path.write_text(json.dumps(written, indent=1) + "\n")
     title = f"{described['processor']}, {settings.threads} threads, fp32" + (
         "" if not settings.allow_busy else " (trial, no measurement)"
     )
     if measurements:
-        plot_steps(measurements, settings.output / "tools.benchmark.png", title=title)
+        plot_steps(measurements, settings.output / "benchmark.png", title=title)
     print(f"Written to {settings.output}")
 
 

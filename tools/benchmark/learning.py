@@ -3,7 +3,7 @@
 Both begin with the same weights and make blocks of updates in turn. Only the updates are timed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,14 @@ MODULES = {OURS: "tools.benchmark.quickstart_ours", TRL: "tools.benchmark.quicks
 class Curve:
     """How one framework learns: after so many seconds and updates, which accuracy."""
 
+    accuracies: list[float]
     seconds: list[float] = field(default_factory=lambda: [0.0])
     updates: list[int] = field(default_factory=lambda: [0])
-    accuracies: list[float] = field(default_factory=list)
 
     @property
     def has_arrived(self) -> bool:
         """Whether the target is reached."""
-        return bool(self.accuracies) and self.accuracies[-1] >= TARGET_ACCURACY
+        return self.accuracies[-1] >= TARGET_ACCURACY
 
     @property
     def seconds_to_target(self) -> float:
@@ -47,26 +47,28 @@ def learn(conditions: Conditions, folder: Path, *, block: int = 5, max_updates: 
     Raises:
         BusyMachineError: Somebody else computes.
     """
-    curves = {name: Curve() for name in MODULES}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(_worker(name, conditions, folder)) for name in MODULES}
         for worker in workers.values():
             worker.wait_until_ready()
-        for name, curve in curves.items():
-            curve.accuracies.append(workers[name].ask("accuracy"))
+        curves = {name: Curve(accuracies=[worker.ask("accuracy")]) for name, worker in workers.items()}
         for _ in range(max_updates // block):
-            for name, curve in curves.items():
-                if not curve.has_arrived:
-                    _train_block(workers[name], curve, block, conditions.before_round)
+            _train_round(workers, curves, block, conditions.before_round)
     return curves
 
 
-def _train_block(worker: Worker, curve: Curve, block: int, before: Callable[[], None]) -> None:
-    before()
-    seconds = sum(worker.ask("step", ()).seconds for _ in range(block))
-    curve.seconds.append(curve.seconds[-1] + seconds)
-    curve.updates.append(curve.updates[-1] + block)
-    curve.accuracies.append(worker.ask("accuracy"))
+def _train_round(
+    workers: Mapping[str, Worker], curves: Mapping[str, Curve], block: int, before: Callable[[], None]
+) -> None:
+    """A block of updates of everybody who has not arrived."""
+    for name, curve in curves.items():
+        if curve.has_arrived:
+            continue
+        before()
+        seconds = sum(workers[name].ask("step", ()).seconds for _ in range(block))
+        curve.seconds.append(curve.seconds[-1] + seconds)
+        curve.updates.append(curve.updates[-1] + block)
+        curve.accuracies.append(workers[name].ask("accuracy"))
 
 
 def _worker(name: str, conditions: Conditions, folder: Path) -> Worker:

@@ -84,7 +84,7 @@ def test_the_json_has_every_step(measurement):
 
 
 def test_who_never_arrives_took_for_ever():
-    arrived = Curve(seconds=[0.0, 5.0], updates=[0, 5], accuracies=[0.4, 0.95])
+    arrived = Curve(accuracies=[0.4, 0.95], seconds=[0.0, 5.0], updates=[0, 5])
     lost = Curve(seconds=[0.0, 9.0], updates=[0, 5], accuracies=[0.4, 0.5])
     assert arrived.seconds_to_target == 5.0
     text = describe_learning({OURS: arrived, TRL: lost})
