@@ -1,12 +1,13 @@
 """A key-value cache whose rows come and go."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 
 from grpo_lightning.rollout.attention import AttentionPattern, Masks
 from grpo_lightning.rollout.prefill import PromptStates
@@ -75,13 +76,25 @@ class RowCache(Cache):
         distances = torch.arange(width - 1, -1, -1, device=mask.device)[None] if pattern.window else mask
         return pattern.masks(mask, distances)
 
-    def append(self, prompts: PromptStates, prompt_of_row: Sequence[int], lengths: Sequence[int]) -> None:
+    @contextmanager
+    def reading(self, model: PreTrainedModel) -> Iterator[dict[str, Any]]:  # noqa: ARG002 - the model's own will do
+        """Around a forward: further arguments of it, for an attention that reads more than `update` returns."""
+        yield {}
+
+    def append(
+        self,
+        prompts: PromptStates,
+        prompt_of_row: Sequence[int],
+        lengths: Sequence[int],
+        names: Sequence[int],  # noqa: ARG002 - for caches that hold a prompt once
+    ) -> None:
         """Add rows that continue prompts.
 
         Args:
             prompts: The prompts' states.
             prompt_of_row: Which of them each new row continues.
             lengths: The number of tokens of each new row's prompt.
+            names: A number for the prompt of each new row, the same whenever it is the same prompt.
         """
         if not self._keys:
             self._shape_buffers(prompts.keys, prompts.values, width=self.column + _SPARE_COLUMNS)

@@ -38,6 +38,7 @@ class Row:
 class _Group:
     """The completions of one distinct prompt that still wait."""
 
+    name: int
     prompt: tuple[int, ...]
     rows: deque[Row]
     states: PromptStates | None = None
@@ -53,6 +54,35 @@ class Drawn:
     logprobs: list[list[float]]
     is_stopped: list[bool]
     """Whether a stop string ended the completion."""
+
+
+def next_logits(
+    model: PreTrainedModel, cache: RowCache, pattern: AttentionPattern, tokens_R: Tensor, positions_R: Tensor
+) -> Tensor:
+    """Feed every live row of a cache a token.
+
+    Args:
+        model: The policy.
+        cache: Of the rows; goes on to its next column.
+        pattern: The model's attention layers.
+        tokens_R: The rows' tokens.
+        positions_R: Where in its sequence each of them is.
+
+    Returns:
+        The logits after it, [R, V].
+    """
+    with cache.reading(model) as arguments:
+        output = model(
+            input_ids=tokens_R[:, None],
+            position_ids=positions_R[:, None],
+            attention_mask=cache.masks(pattern),
+            past_key_values=cache,
+            use_cache=True,
+            **arguments,
+        )
+    cache.advance()
+    logits: Tensor = output.logits[:, -1]
+    return logits
 
 
 class Decoding:
@@ -118,7 +148,7 @@ class Decoding:
                 rows.append(Row(completion=number, slot=request.slot, sample=index))
                 number += 1
         ordered = sorted((prompt for prompt, rows in groups.items() if rows), key=len)
-        self._waiting = deque(_Group(prompt, groups[prompt]) for prompt in ordered)
+        self._waiting = deque(_Group(name, prompt, groups[prompt]) for name, prompt in enumerate(ordered))
         return number
 
     def _admit(self, num_rows: int) -> None:
@@ -151,7 +181,7 @@ class Decoding:
         lengths = [len(group.prompt) for group, rows in together for _ in rows]
         for row in rows:
             row.born = self._step
-        self._cache.append(states, prompts, lengths)
+        self._cache.append(states, prompts, lengths, [group.name for group, rows in together for _ in rows])
         logits_RV = states.logits_UV.index_select(0, torch.tensor(prompts, device=self._tokens_R.device))
         uniforms_RS = self._uniforms(rows)
         drawn = self._sample(logits_RV, uniforms_RS[:, self._step - self._block], rows)
@@ -173,14 +203,7 @@ class Decoding:
             self._uniforms_RS = self._uniforms(self._rows)
         self._positions_R += 1
         self._step += 1
-        logits_RV = self._model(
-            input_ids=self._tokens_R[:, None],
-            position_ids=self._positions_R[:, None],
-            attention_mask=self._cache.masks(self._pattern),
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits[:, -1]
-        self._cache.advance()
+        logits_RV = next_logits(self._model, self._cache, self._pattern, self._tokens_R, self._positions_R)
         drawn = self._sample(logits_RV, self._uniforms_RS[:, self._step - self._block], self._rows)
         self._history.append((self._numbers, drawn))
         self._tokens_R = drawn.tokens_R

@@ -32,6 +32,14 @@ class PromptStates:
             logits_UV=self.logits_UV[prompt : prompt + 1].clone(),
         )
 
+    def without_columns(self) -> "PromptStates":
+        """The states of no token, for rows that do not hold their prompts."""
+        return PromptStates(
+            keys=tuple(keys[:, :, :0] for keys in self.keys),
+            values=tuple(values[:, :, :0] for values in self.values),
+            logits_UV=self.logits_UV,
+        )
+
 
 def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pattern: AttentionPattern) -> PromptStates:
     """Run prompts through the model together.

@@ -1,6 +1,7 @@
 """Engines, tiny models of several families, and a plain reference of what an engine must return."""
 
 import inspect
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,7 @@ FAMILIES = {
 
 ENGINES = {
     "InProcessEngine": InProcessEngine,
+    "InProcessEngine that shares prompts": partial(InProcessEngine, share_prompts_from=0),
 }
 """How each engine that can run here is made."""
 
@@ -72,7 +74,7 @@ def make_engine(request):
 
 @pytest.fixture(scope="session")
 def known_engines():
-    return SimpleNamespace(registered=set(ENGINES), found=set(concrete_engines()))
+    return SimpleNamespace(registered={name.split()[0] for name in ENGINES}, found=set(concrete_engines()))
 
 
 @pytest.fixture(params=FAMILIES)
