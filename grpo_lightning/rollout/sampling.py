@@ -85,7 +85,8 @@ def draw(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
 
     The token is the first whose cumulative weight exceeds the uniform number times the total. A large vocabulary is
     searched in two levels, first over the sums of blocks, then within one block, so that nothing of the vocabulary's
-    length is scanned. Sums are in float64. A token of weight 0 is never drawn.
+    length is scanned. Sums are in float64, but for those of a block, which are in the precision of its weights: their
+    rounding is that of the weights themselves. A token of weight 0 is never drawn.
 
     Args:
         weights_RV: Probabilities up to a factor per row, >= 0.
@@ -94,11 +95,20 @@ def draw(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
     fractions_R1 = uniforms_R[:, None]
     if weights_RV.shape[1] <= _LARGEST_SINGLE_LEVEL:
         return _invert(weights_RV.double(), fractions_R1)[0].squeeze(1)
-    blocks_RKS = _blocks(weights_RV)
-    block_R1, fractions_R1 = _invert(blocks_RKS.sum(dim=2, dtype=torch.float64), fractions_R1)
-    size = blocks_RKS.shape[2]
-    chosen_RS = blocks_RKS.gather(1, block_R1[..., None].expand(-1, -1, size)).squeeze(1).double()
-    return (block_R1 * size + _invert(chosen_RS, fractions_R1)[0]).squeeze(1)
+    size = _block_size(weights_RV.shape[1])
+    block_R1, fractions_R1 = _invert(_block_sums(weights_RV, size).double(), fractions_R1)
+    columns_RS = block_R1 * size + torch.arange(size, device=weights_RV.device)
+    is_outside_RS = columns_RS >= weights_RV.shape[1]
+    chosen_RS = weights_RV.gather(1, columns_RS.masked_fill(is_outside_RS, 0)).masked_fill(is_outside_RS, 0.0)
+    return (block_R1 * size + _invert(chosen_RS.double(), fractions_R1)[0]).squeeze(1)
+
+
+def _block_sums(values_RV: Tensor, size: int) -> Tensor:
+    """The sum of each block of the vocabulary, of which the last may be shorter; no copy of the values is made."""
+    num_whole = values_RV.shape[1] // size
+    whole_RV, rest_RV = values_RV.tensor_split((num_whole * size,), dim=1)
+    sums_RK = whole_RV.unflatten(1, (num_whole, size)).sum(dim=2)
+    return torch.cat((sums_RK, rest_RV.sum(dim=1, keepdim=True)), dim=1) if rest_RV.shape[1] else sums_RK
 
 
 def _invert(weights_RN: Tensor, fractions_R1: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +135,12 @@ def _prefix_sums(values: Tensor) -> Tensor:
 def _blocks(values_RV: Tensor) -> Tensor:
     """The vocabulary cut in about as many blocks as each has entries, the last one filled up with zeros."""
     num_rows, vocabulary = values_RV.shape
-    size = math.isqrt(vocabulary - 1) + 1
+    size = _block_size(vocabulary)
     num_blocks = -(-vocabulary // size)
     padded_RV = torch.nn.functional.pad(values_RV, (0, num_blocks * size - vocabulary))
     return padded_RV.view(num_rows, num_blocks, size)
+
+
+def _block_size(vocabulary: int) -> int:
+    """About as many entries as there are blocks: the square root, rounded up."""
+    return math.isqrt(vocabulary - 1) + 1
