@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from rich import get_console
 from rich.table import Table
 
+from grpo_lightning.callbacks.throughput import summary_of
 from grpo_lightning.run_folder import run_folder
 from grpo_lightning.types import Stream
 
@@ -112,6 +113,7 @@ class RunSummary(Callback):
             "optimizer_steps": trainer.global_step,
             "tokens_generated": getattr(module, "tokens_generated", None),
             "tokens_trained": getattr(module, "tokens_trained", None),
+            "throughput": {name: float(f"{value:.6g}") for name, value in summary_of(trainer).items()},
             "interrupted": is_interrupted,
             "seed": getattr(module, "seed", None),
             "ranks": trainer.world_size,
@@ -147,6 +149,9 @@ def show(folder: Path, summary: Mapping[str, Any]) -> None:
     table.add_row("seconds", f"{summary['wall_seconds']:,.1f}")
     for phase, seconds in summary["seconds_by_phase"].items():
         table.add_row(f"  {phase}", f"{seconds or 0:,.1f}")
+    for name, value in summary.get("throughput", {}).items():
+        if name.startswith("throughput/"):
+            table.add_row(name.removeprefix("throughput/").replace("_", " "), f"{value:,.3g}")
     console.print(table)
     for what, words in commands(folder).items():
         # Not wrapped, so that it can be copied.

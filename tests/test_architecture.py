@@ -56,7 +56,8 @@ MAY_IMPORT = {
     "module": MODULE_PARTS,
     "supervised": MODULE_PARTS,
     # Extensions know the contracts, never the module.
-    "callbacks": {"controllers", "rewards", "data", "policy", "evaluation", "run_folder", *PURE},
+    "accounting": set(),
+    "callbacks": {"accounting", "controllers", "rewards", "data", "policy", "evaluation", "run_folder", *PURE},
     # The command line.
     "chat": {"policy", "rollout", *PURE},
     "cold_start": PURE,

@@ -88,9 +88,11 @@ def test_each_distinct_prompt_is_read_once(make_model, tokenizer, coordinates, r
 
 def test_groups_are_not_multiplied_before_their_prompt_is_read(make_model, tokenizer, coordinates):
     model = make_model()
-    shapes = fed(model)
+    engine = attached(model, tokenizer)
     request = GenerationRequest(slot=0, token_ids=tuple(range(3, 33)), num_completions=16)
-    attached(model, tokenizer).generate([request], replace(SAMPLING, max_new_tokens=2), coordinates)
+    engine.generate([request], replace(SAMPLING, max_new_tokens=2), coordinates)  # asks whether prompts can be shared
+    shapes = fed(model)
+    engine.generate([request], replace(SAMPLING, max_new_tokens=2), coordinates)
     assert shapes[0] == (1, 30)
     assert len(shapes) == 2
 
