@@ -113,7 +113,7 @@ class RunSummary(Callback):
             "optimizer_steps": trainer.global_step,
             "tokens_generated": getattr(module, "tokens_generated", None),
             "tokens_trained": getattr(module, "tokens_trained", None),
-            "throughput": {name: float(f"{value:.6g}") for name, value in summary_of(trainer).items()},
+            "throughput": _significant(summary_of(trainer)),
             "interrupted": is_interrupted,
             "seed": getattr(module, "seed", None),
             "ranks": trainer.world_size,
@@ -193,6 +193,11 @@ def _accuracy(metrics: Mapping[str, float]) -> float | None:
 def _rounded(values: Mapping[str, float], digits: int = 6) -> dict[str, float | None]:
     """Logged metrics are fp32; NaN, a mean of nothing, has no place in JSON."""
     return {name: None if math.isnan(value) else round(float(value), digits) for name, value in values.items()}
+
+
+def _significant(values: Mapping[str, float | bool]) -> dict[str, float | bool]:
+    """Of numbers from ratios to operations per second, the first six digits."""
+    return {name: value if isinstance(value, bool) else float(f"{value:.6g}") for name, value in values.items()}
 
 
 def _whole(value: float | None) -> int | None:

@@ -43,7 +43,7 @@ class Throughput(Callback):
     Args:
         peak_flops: Operations per second that one rank's processor can do; None to measure it at the run's beginning,
             as a product of matrices of 1024 x 1024 in the policy's precision.
-        peak_bandwidth: Bytes per second that one rank's memory delivers; None to measure it by summing 256 MiB.
+        peak_bandwidth: Bytes per second that one rank's memory delivers; None to measure it by summing 128 MiB.
 
     Raises:
         ConfigurationError: A peak is not positive.
@@ -64,6 +64,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: "GRPOModule") -> None:  # noqa: ARG002
         """Settle the peaks, and count the tokens that go through the policy from here on."""
+        self._start, self._before, self._values = None, {}, {}
         if not hasattr(pl_module, "seconds_by_phase"):
             return
         assert pl_module.policy is not None
@@ -237,7 +238,7 @@ def measured_flops(like: Tensor, *, width: int = 1024, repetitions: int = 5) -> 
 
 
 @torch.no_grad()
-def measured_bandwidth(device: torch.device, *, num_bytes: int = 2**28, repetitions: int = 3) -> float:
+def measured_bandwidth(device: torch.device, *, num_bytes: int = 2**27, repetitions: int = 3) -> float:
     """Bytes per second that a sum reads: the best of some."""
     values = torch.ones(num_bytes // 4, device=device)
     return num_bytes / _least_seconds(values.sum, repetitions, device)

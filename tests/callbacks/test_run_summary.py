@@ -12,6 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
 from grpo_lightning.callbacks.run_summary import RunSummary, commands, show
+from grpo_lightning.callbacks.throughput import Throughput
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
 
 EVALUATION = Evaluation(threshold=0.5)  # the sum of the tokens modulo 7, over 7
@@ -254,3 +255,18 @@ def test_only_commands_that_work_are_named(tmp_path):
     assert set(commands(tmp_path)) == {"artefacts:", "talk to it:"}
     (tmp_path / "config.yaml").touch()
     assert set(commands(tmp_path)) == {"artefacts:", "talk to it:", "evaluate it:"}
+
+
+def test_the_summary_has_what_the_throughput_callback_found(tmp_path, capsys):
+    train(tmp_path, Throughput(peak_flops=1e9))
+    found = summary(tmp_path)["throughput"]
+    assert found["time/iteration"] > 0
+    assert found["peak_flops"] == 1e9
+    assert found["peak_flops_measured"] is False
+    assert found["peak_bandwidth_measured"] is True
+    assert "update mfu" in capsys.readouterr().out
+
+
+def test_a_run_that_measures_no_throughput_has_none(tmp_path):
+    train(tmp_path)
+    assert summary(tmp_path)["throughput"] == {}
