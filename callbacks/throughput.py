@@ -62,7 +62,7 @@ class Throughput(Callback):
         self._learned: list[Group] = []
         self._values: dict[str, list[float]] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: "GRPOModule") -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Settle the peaks, and count the tokens that go through the policy from here on."""
         self._start, self._before, self._values = None, {}, {}
         if not hasattr(pl_module, "seconds_by_phase"):
@@ -75,14 +75,14 @@ class Throughput(Callback):
         self._peaks = flops or measured_flops(parameter), bandwidth or measured_bandwidth(parameter.device)
         self._tokens_computed.attach(model.get_input_embeddings())
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: "GRPOModule", batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Start the clock of an iteration, or go on with it."""
         if getattr(batch, "starts_iteration", False):
             self._seconds, self._before = 0.0, self._stock(pl_module)
             self._tokens_computed.reset()
         self._start = time.perf_counter()
 
-    def on_phase(self, trainer: Trainer, pl_module: "GRPOModule", phase: str | None) -> None:  # noqa: ARG002
+    def on_phase(self, trainer: Trainer, pl_module: Any, phase: str | None) -> None:  # noqa: ARG002
         """Tell apart which forwards are counted, and look at what is learned from while it is there."""
         self._tokens_computed.phase = phase
         if phase == "update" and pl_module.experience is not None:
@@ -91,7 +91,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: "GRPOModule",
+        pl_module: Any,
         outputs: Any,  # noqa: ARG002
         batch: Any,
         batch_idx: int,  # noqa: ARG002
@@ -111,11 +111,11 @@ class Throughput(Callback):
             self._values.setdefault(name, []).append(value)
         pl_module.log_dict(metrics, batch_size=1)
 
-    def on_train_end(self, trainer: Trainer, pl_module: "GRPOModule") -> None:  # noqa: ARG002
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: ARG002
         """Count no more."""
         self._tokens_computed.detach()
 
-    def on_exception(self, trainer: Trainer, pl_module: "GRPOModule", exception: BaseException) -> None:  # noqa: ARG002
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
         """Count no more."""
         self._tokens_computed.detach()
 
