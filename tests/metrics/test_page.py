@@ -7,6 +7,7 @@ import pytest
 import replay
 
 from grpo_lightning.callbacks.gradient_norm import GradientNorm
+from grpo_lightning.callbacks.throughput import Throughput
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 RUNS = ({"objective": "everything", "num_epochs": 2}, {"objective": "cispo", "num_epochs": 2})
@@ -21,7 +22,9 @@ def documented():
 def logged():
     names = set()
     for run in RUNS:
-        record, _ = replay.run(**run, live=True, num_solved_in_seven=4, callbacks=[GradientNorm()])
+        record, _ = replay.run(
+            **run, live=True, num_solved_in_seven=4, callbacks=[GradientNorm(), Throughput(1e9, 1e9)]
+        )
         names |= set().union(*record.metrics)
     return names
 
