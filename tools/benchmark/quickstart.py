@@ -1,18 +1,28 @@
 """The quickstart's task, for both frameworks: its settings, data, and the judgement on held-out prompts."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from torch.nn import Parameter
+from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.callbacks.exact_answer import ExactAnswer
 from grpo_lightning.data import Arithmetic
+from grpo_lightning.optim import Schedule
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.types import Coordinates, GenerationRequest, SamplingParams, Stream
 
 NUM_PROMPTS, GROUP_SIZE, MAX_NEW_TOKENS = 64, 8, 48
-LEARNING_RATE, BETAS, WARMUP_STEPS, MAX_STEPS = 3e-4, (0.9, 0.95), 5, 120
+MAX_STEPS = 120
+SCHEDULE = Schedule(decay="linear", warmup_steps=5)
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 POLICY_FOLDER = Path("runs/quickstart/cold_start/policy")
+
+
+def make_optimizer(parameters: Iterable[Parameter]) -> AdamW:
+    """AdamW as in `configs/quickstart.yaml`, fused."""
+    return AdamW(parameters, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def data() -> Arithmetic:

@@ -1,14 +1,10 @@
 """The worker of this framework on the quickstart's task."""
 
 import argparse
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.objective import Clipped, GroupMean, GroupStd, Objective, TokenMean, TokenRatio
-from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import PretrainedPolicy
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.types import SamplingParams
@@ -30,10 +26,8 @@ def make_module(folder: Path) -> GRPOModule:
         ),
         sampling=SamplingParams(max_new_tokens=quickstart.MAX_NEW_TOKENS),
         engine=InProcessEngine(max_rows=512),
-        optimizer=partial(
-            torch.optim.AdamW, lr=quickstart.LEARNING_RATE, betas=quickstart.BETAS, weight_decay=0.0, fused=True
-        ),
-        schedule=Schedule(decay="linear", warmup_steps=quickstart.WARMUP_STEPS),
+        optimizer=quickstart.make_optimizer,
+        schedule=quickstart.SCHEDULE,
         prompts_per_iteration=quickstart.NUM_PROMPTS,
         group_size=quickstart.GROUP_SIZE,
     )

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 import trl
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_lightning.types import Completion, FinishReason, Prompt
 from tools.benchmark import memory, quickstart
@@ -15,7 +16,7 @@ from tools.benchmark.trl_worker import quiet_settings, serve
 
 
 def make_trainer(folder: Path) -> trl.GRPOTrainer:
-    """The quickstart's settings in TRL's words."""
+    """The quickstart's settings in TRL's words, with its very optimizer and schedule."""
     config = trl.GRPOConfig(
         **quiet_settings(folder / "trl"),
         per_device_train_batch_size=quickstart.NUM_PROMPTS * quickstart.GROUP_SIZE,
@@ -25,16 +26,14 @@ def make_trainer(folder: Path) -> trl.GRPOTrainer:
         loss_type="dapo",
         epsilon=quickstart.CLIP_LOW,
         epsilon_high=quickstart.CLIP_HIGH,
-        learning_rate=quickstart.LEARNING_RATE,
-        adam_beta1=quickstart.BETAS[0],
-        adam_beta2=quickstart.BETAS[1],
-        lr_scheduler_type="linear",
-        warmup_steps=quickstart.WARMUP_STEPS,
         max_steps=quickstart.MAX_STEPS,
     )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = quickstart.make_optimizer(model.parameters())
     rows = quickstart.data().rows("train")
     return trl.GRPOTrainer(
-        model=str(folder),
+        model=model,
+        optimizers=(optimizer, quickstart.SCHEDULE.scheduler(optimizer, quickstart.MAX_STEPS)),
         processing_class=AutoTokenizer.from_pretrained(folder),
         reward_funcs=_rewards,
         args=config,

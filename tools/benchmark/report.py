@@ -86,6 +86,8 @@ def describe_learning(curves: Mapping[str, Curve]) -> str:
             f"  {name:12} {curve.seconds[-1]:8.1f} s, {curve.updates[-1]} updates, "
             f"accuracy {curve.accuracies[0]:.1%} -> {curve.accuracies[-1]:.1%}"
         )
+    if not any(curve.has_arrived for curve in curves.values()):
+        return "\n".join([*lines, "  neither arrived"])
     ratio = curves[OURS].seconds_to_target / curves[TRL].seconds_to_target
     figure = Figure(workload="quickstart", what="our seconds / TRL's", value=ratio, goal=0.5, at_least=False)
     return "\n".join([*lines, str(figure)])

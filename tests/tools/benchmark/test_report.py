@@ -91,3 +91,4 @@ def test_who_never_arrives_took_for_ever():
     assert "40.0% -> 95.0%" in text
     assert text.endswith("met")
     assert describe_learning({OURS: arrived, TRL: arrived}).endswith("MISSED")
+    assert describe_learning({OURS: lost, TRL: lost}).endswith("neither arrived")
