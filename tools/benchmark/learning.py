@@ -35,7 +35,7 @@ class Curve:
         return self.seconds[-1] if self.has_arrived else float("inf")
 
 
-def learn(conditions: Conditions, folder: Path, *, block: int = 5, max_updates: int = MAX_STEPS) -> dict[str, Curve]:
+def learn(conditions: Conditions, folder: Path, *, block: int = 1, max_updates: int = MAX_STEPS) -> dict[str, Curve]:
     """Train both until they reach `TARGET_ACCURACY` on the held-out problems, or `max_updates`.
 
     Args:
