@@ -13,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.batching import Experience, Forward, IterationShape, cut_into_minibatches, global_counts
+from grpo_lightning.batching import Experience, Forward, IterationShape, Layout, SharedPrefix, usable_layout
 from grpo_lightning.batching.comparison import scored_groups
+from grpo_lightning.batching.minibatches import cut_into_minibatches, global_counts
 from grpo_lightning.checkpointing import PolicyExport
 from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
@@ -55,8 +56,9 @@ class GRPOModule(ModelsOfARun):
         groups: Which groups are learned from; None for all.
         schedule: Of the learning rate; None for constant.
         evaluation: How held-out prompts are judged; None for greedy accuracy alone.
-        max_tokens_per_microbatch: Largest micro-batch, in padded tokens, that is computed at once; a larger one is cut
-            into pieces that are computed again in the backward pass. None for no limit.
+        layout: How completions share a training forward; None for `SharedPrefix`. It changes time and memory alone.
+        max_tokens_per_microbatch: Largest micro-batch, in tokens as laid out, that is computed at once; a larger one is
+            cut into pieces that are computed again in the backward pass. None for no limit.
         max_failure_rate: Largest share of an iteration's completions that a reward may fail on.
         seed: Of every random number of the run.
 
@@ -92,6 +94,7 @@ class GRPOModule(ModelsOfARun):
         groups: GroupFilter | None = None,
         schedule: Schedule | None = None,
         evaluation: Evaluation | None = None,
+        layout: Layout | None = None,
         max_tokens_per_microbatch: int | None = None,
         max_failure_rate: float = 0.1,
         seed: int = 0,
@@ -114,6 +117,7 @@ class GRPOModule(ModelsOfARun):
         self.groups = groups or KeepAll()
         self.schedule = schedule or Schedule()
         self.evaluation = evaluation or Evaluation()
+        self.layout = layout or SharedPrefix()
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.max_failure_rate = max_failure_rate
         self.seed = seed
@@ -179,6 +183,7 @@ class GRPOModule(ModelsOfARun):
                 counts=global_counts(minibatches, self._sum_over_ranks),
                 metrics=metrics,
                 accumulate_grad_batches=self.trainer.accumulate_grad_batches,
+                layout=self.layout,
             )
             self.tokens_generated += int(metrics["completion/tokens"])
             experience, self.advantages_B = self._preparation.fill_in(experience, groups, rollout, rewards)
@@ -230,7 +235,10 @@ class GRPOModule(ModelsOfARun):
     @property
     def _forward(self) -> Forward:
         return Forward(
-            temperature=self.sampling.temperature, max_tokens=self.max_tokens_per_microbatch, device=self.device
+            layout=self.layout,
+            temperature=self.sampling.temperature,
+            max_tokens=self.max_tokens_per_microbatch,
+            device=self.device,
         )
 
     @property
@@ -300,6 +308,7 @@ class GRPOModule(ModelsOfARun):
         model = self.source.load_model(seed=self.seed)
         policy = Policy(model, self.tokenizer)
         self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
+        self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
         self.engine.setup(model, self.tokenizer, policy.eos_token_ids)
 
     def configure_optimizers(self) -> Any:

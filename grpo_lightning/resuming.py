@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from grpo_lightning.batching import Layout
 from grpo_lightning.batching.experience import Experience, merged_state
 from grpo_lightning.types import Coefficients, ConfigurationError
 
@@ -32,6 +33,7 @@ class Run(Protocol):
     tokens_trained: int
     seconds_by_phase: dict[str, float]
     experience: Experience | None
+    layout: Layout
     coefficients: Coefficients
     """Of the regularisers, at the moment."""
     configured_coefficients: Coefficients
@@ -121,6 +123,7 @@ def take_up(run: Run, state: dict[str, Any], settings: dict[str, int], *, rank: 
             rank=rank,
             world_size=world_size,
             accumulate_grad_batches=settings["trainer.accumulate_grad_batches"],
+            layout=run.layout,
         )
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from grpo_lightning.batching import balanced_bins, padded
+from grpo_lightning.batching import Layout, Packed, Row, usable_layout
 from grpo_lightning.checkpointing import write_whole
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import permutation
@@ -53,23 +53,24 @@ class SupervisedModule(LightningModule):
         self.export_to = export_to
         self.schedule = schedule or Schedule()
         self.seed = seed
+        self.layout: Layout = Packed()
         self.policy: Policy | None = None
 
     def training_step(self, batch: Sequence[Demonstration], batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of this rank's share of the batch, over the tokens of the whole batch."""
         mine = batch[self.global_rank :: self.trainer.world_size]
-        logprob = torch.stack([self._logprob(piece) for piece in _pieces(mine)]).sum()
         num_tokens = sum(len(d.completion_ids) for d in batch)
-        loss: Tensor = -logprob * self.trainer.world_size / num_tokens
+        loss: Tensor = -self._logprob(mine) * self.trainer.world_size / num_tokens
         self.log("train/loss", loss.detach(), batch_size=len(mine), prog_bar=True, sync_dist=True)
         return loss
 
     def _logprob(self, demonstrations: Sequence[Demonstration]) -> Tensor:
         """The summed log-probability of some demonstrations' tokens."""
         assert self.policy is not None
-        prompts = [torch.tensor(d.prompt_ids) for d in demonstrations]
-        completions = [torch.tensor(d.completion_ids) for d in demonstrations]
-        scores: TokenScores = self.policy(padded(prompts, completions, self.device), temperature=1.0)
+        rows = [
+            Row(i, torch.tensor(d.prompt_ids), torch.tensor(d.completion_ids)) for i, d in enumerate(demonstrations)
+        ]
+        scores: TokenScores = self.policy(self.layout.lay_out(rows, self.device), temperature=1.0)
         return scores.logprobs_BT.sum()
 
     @cached_property
@@ -80,7 +81,8 @@ class SupervisedModule(LightningModule):
     def configure_model(self) -> None:
         """Load the policy."""
         if self.policy is None:
-            self.policy = Policy(self.source.load_model(seed=self.seed), self.tokenizer)
+            self.policy = policy = Policy(self.source.load_model(seed=self.seed), self.tokenizer)
+            self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule by steps."""
@@ -108,12 +110,6 @@ class SupervisedModule(LightningModule):
         if self.trainer.is_global_zero and self.policy is not None:
             write_whole(Path(self.export_to), self.policy.save)
             print(f"The policy after the cold start: {self.export_to}")
-
-
-def _pieces(demonstrations: Sequence[Demonstration]) -> list[list[Demonstration]]:
-    """The short and the long demonstrations apart: together, the short ones would be mostly padding."""
-    lengths = [len(d.prompt_ids) + len(d.completion_ids) for d in demonstrations]
-    return [[demonstrations[i] for i in piece] for piece in balanced_bins(lengths, 2) if piece]
 
 
 class DemonstrationLoader:

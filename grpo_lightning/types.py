@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from grpo_lightning.functional.segments import Segments
+
 Message = Mapping[str, str]
 """One turn of a conversation: ``{"role": "user", "content": "2+2?"}``."""
 
@@ -268,9 +270,9 @@ class Statistic(NamedTuple):
 class ForwardBatch(NamedTuple):
     """Completions laid out for one training forward: which tokens to feed, and where each loss token's score is.
 
-    R is the number of rows of the forward, which a packed layout makes smaller than B; N counts the completion tokens
-    of the batch. The state at ``positions_N[n]`` predicts the token ``targets_N[n]``, whose score belongs to
-    completion ``rows_N[n]``, position ``columns_N[n]``.
+    R is the number of rows of the forward, 1 where it is flat; N counts the completion tokens of the batch. The state
+    at ``positions_N[n]`` predicts ``targets_N[n]``, whose score belongs to completion ``rows_N[n]``, position
+    ``columns_N[n]``.
     """
 
     input_ids_RL: Tensor
@@ -283,6 +285,10 @@ class ForwardBatch(NamedTuple):
     """B of this batch."""
     max_completion_tokens: int
     """T of this batch."""
+    position_ids_RL: Tensor | None = None
+    """int64, of each token in its own sequence; None where every row is one sequence."""
+    segments: Segments | None = None
+    """Who attends to whom in a flat row; None where every row is one sequence."""
 
 
 class TokenScores(NamedTuple):

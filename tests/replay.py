@@ -14,6 +14,7 @@ from pathlib import Path
 import controlled
 import torch
 import yaml
+from exact_norms import in_double
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from grpo_lightning import GRPOModule
+from grpo_lightning.batching import Packed, Padded, SharedPrefix
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import uniforms
 from grpo_lightning.groups import DynamicSampling
@@ -46,6 +48,7 @@ from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
 from grpo_lightning.types import Completion, FinishReason, SamplingParams, StepScores
 
+LAYOUTS = {"padded": Padded, "packed": Packed, "shared_prefix": SharedPrefix}
 ALPHABET = "0123456789+="
 
 
@@ -55,7 +58,8 @@ class TinyPolicy(CharacterPolicy):
         self.dtype = dtype
 
     def load_model(self, *, seed):
-        return super().load_model(seed=seed).to(self.dtype)
+        model = super().load_model(seed=seed)
+        return in_double(model) if self.dtype is torch.float64 else model.to(self.dtype)
 
 
 class Sums(PromptDataModule):
@@ -212,6 +216,7 @@ def make(
     ranks=1,
     dtype="float32",
     iterations=2,
+    layout="shared_prefix",
     max_tokens=None,
     fails_on_odd=False,
     aggregation="sequence",
@@ -240,6 +245,7 @@ def make(
         num_minibatches=num_minibatches,
         engine=InProcessEngine() if live else RecordedEngine(),
         groups=DynamicSampling(max_rounds) if max_rounds else None,
+        layout=LAYOUTS[layout](),
         max_tokens_per_microbatch=max_tokens,
         max_failure_rate=1.0,
         seed=3,

@@ -1,4 +1,4 @@
-"""No split changes the result: accumulation, chunks and ranks, on one recorded rollout."""
+"""No split and no layout changes the result: accumulation, pieces and ranks, on one recorded rollout."""
 
 import pytest
 import replay
@@ -29,13 +29,13 @@ def start_weights(dtype):
 
 @pytest.fixture(scope="module")
 def whole():
-    """The update in one piece, by dtype and number of updates."""
+    """The update in one padded piece, by dtype and number of updates."""
     runs = {}
 
     def get(dtype, num_epochs, **more):
         key = (dtype, num_epochs, *sorted(more.items()))
         if key not in runs:
-            runs[key] = replay.run(dtype=dtype, num_epochs=num_epochs, iterations=5, **more)[0]
+            runs[key] = replay.run(dtype=dtype, num_epochs=num_epochs, iterations=5, layout="padded", **more)[0]
         return runs[key]
 
     return get
@@ -44,17 +44,19 @@ def whole():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("num_epochs", [1, 3])
 @pytest.mark.parametrize("accumulate", [4, 16])
-@pytest.mark.parametrize("aggregation", ["sequence", "token"])
-def test_micro_batches(whole, dtype, num_epochs, accumulate, aggregation):
-    split, _ = replay.run(
-        dtype=dtype, num_epochs=num_epochs, accumulate=accumulate, iterations=5, aggregation=aggregation
-    )
+@pytest.mark.parametrize(
+    ("aggregation", "layout"), [("sequence", "shared_prefix"), ("token", "packed"), ("token", "padded")]
+)
+def test_micro_batches(whole, dtype, num_epochs, accumulate, aggregation, layout):
+    settings = {"num_epochs": num_epochs, "accumulate": accumulate, "aggregation": aggregation, "layout": layout}
+    split, _ = replay.run(dtype=dtype, iterations=5, **settings)
     assert_same(split, whole(dtype, num_epochs, aggregation=aggregation), dtype, start_weights(dtype))
 
 
+@pytest.mark.parametrize("layout", replay.LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_an_oversized_bin_cut_into_chunks(whole, dtype):
-    split, _ = replay.run(dtype=dtype, num_epochs=3, iterations=5, max_tokens=20)
+def test_an_oversized_bin_cut_into_pieces(whole, dtype, layout):
+    split, _ = replay.run(dtype=dtype, num_epochs=3, iterations=5, max_tokens=20, layout=layout)
     assert_same(split, whole(dtype, 3), dtype, start_weights(dtype))
 
 
@@ -81,13 +83,13 @@ class Recorded:
     [
         ("float32", {"num_epochs": 3, "accumulate": 2}),
         ("float64", {"num_epochs": 3, "accumulate": 2}),
-        ("float64", {"num_epochs": 1, "num_minibatches": 2, "aggregation": "token"}),
+        ("float64", {"num_epochs": 1, "num_minibatches": 2, "aggregation": "token", "layout": "packed"}),
         ("float64", {"num_epochs": 1, "max_tokens": 20}),
     ],
 )
 def test_two_ranks(tmp_path, dtype, settings):
     first, _ = replay.two_ranks(tmp_path, dtype=dtype, **settings)
-    one, _ = replay.run(dtype=dtype, iterations=5, **{**settings, "accumulate": 1})
+    one, _ = replay.run(dtype=dtype, iterations=5, **{**settings, "accumulate": 1, "layout": "padded"})
     assert_same(Recorded(first), one, dtype, start_weights(dtype))
 
 

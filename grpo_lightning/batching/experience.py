@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grpo_lightning.batching.bins import balanced_bins
+from grpo_lightning.batching.layout import Layout
 from grpo_lightning.types import LossBatch, MinibatchCounts
 
 Place = tuple[int, int]
@@ -39,11 +39,6 @@ class Sample:
     def place(self) -> Place:
         """Where it stands in the iteration."""
         return self.slot, self.index
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.prompt_ids) + len(self.completion_ids)
 
 
 def blank_sample() -> Sample:
@@ -83,11 +78,12 @@ class Experience:
         counts: Sequence[MinibatchCounts],
         metrics: dict[str, float],
         accumulate_grad_batches: int,
+        layout: Layout,
         blank: Sample | None = None,
     ) -> "Experience":
-        """Spread each minibatch over its micro-batches."""
+        """Spread each minibatch over its micro-batches, as its layout finds it cheapest."""
         ordered = [tuple(sorted(samples, key=lambda s: (s.slot, s.index))) for samples in minibatches]
-        bins = [balanced_bins([s.length for s in samples], accumulate_grad_batches) for samples in ordered]
+        bins = [layout.bins(samples, accumulate_grad_batches) for samples in ordered]
         return cls(
             iteration=iteration,
             minibatches=tuple(ordered),
@@ -141,7 +137,7 @@ class Experience:
 
     @classmethod
     def from_state_dict(
-        cls, state: dict[str, Any], *, rank: int, world_size: int, accumulate_grad_batches: int
+        cls, state: dict[str, Any], *, rank: int, world_size: int, accumulate_grad_batches: int, layout: Layout
     ) -> "Experience":
         """The share of one rank, of any number of ranks: slots are dealt out in turn."""
         mine = [[Sample(**s) for s in samples if s["slot"] % world_size == rank] for samples in state["minibatches"]]
@@ -151,6 +147,7 @@ class Experience:
             counts=[MinibatchCounts(*counts) for counts in state["counts"]],
             metrics=state["metrics"],
             accumulate_grad_batches=accumulate_grad_batches,
+            layout=layout,
             blank=Sample(**state["blank"]),
         )
 

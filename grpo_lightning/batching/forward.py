@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from grpo_lightning.batching.bins import chunks
 from grpo_lightning.batching.experience import Experience, Place, Sample, loss_batch
-from grpo_lightning.batching.padded import padded
+from grpo_lightning.batching.layout import Layout
 from grpo_lightning.types import ForwardBatch, LossBatch, LossOutput, TokenScores
 
 ScoreTokens = Callable[[ForwardBatch, float], TokenScores]
@@ -32,11 +31,13 @@ class Forward:
     """How samples go through a policy.
 
     Args:
+        layout: How they are laid out.
         temperature: At which the completions were drawn.
-        max_tokens: Largest piece, in padded tokens, that is computed at once; None for no limit.
+        max_tokens: Largest piece, in laid-out tokens, that is computed at once; None for no limit.
         device: Where the forward runs.
     """
 
+    layout: Layout
     temperature: float
     max_tokens: int | None
     device: torch.device
@@ -77,11 +78,10 @@ class Forward:
         return loss(policy(forward, self.temperature), batch)
 
     def _pieces(self, samples: Sequence[Sample]) -> list[list[Sample]]:
-        pieces = chunks(range(len(samples)), [s.length for s in samples], self.max_tokens)
-        return [[samples[i] for i in piece] for piece in pieces if piece]
+        return [[samples[i] for i in piece] for piece in self.layout.pieces(samples, self.max_tokens)]
 
     def _batch(self, samples: Sequence[Sample]) -> ForwardBatch:
-        return padded([s.prompt_ids for s in samples], [s.completion_ids for s in samples], self.device)
+        return self.layout.lay_out(samples, self.device)
 
 
 def _by_place(samples: Sequence[Sample], values_BT: Tensor) -> Iterator[tuple[Place, Tensor]]:

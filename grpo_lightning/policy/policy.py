@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers.utils import logging
 
 from grpo_lightning.functional.head import Head, head_logprobs_and_entropy
 from grpo_lightning.functional.logprobs import logprobs_and_entropy
+from grpo_lightning.policy.segments import SegmentedModel
 from grpo_lightning.types import ForwardBatch, TokenScores
 
 
@@ -31,6 +33,12 @@ class Policy(nn.Module):
         self.model = model.train()  # what a folder holds is loaded in eval mode; without dropout the modes are the same
         self.tokenizer = tokenizer
         self._head = _head_kind(model)
+        self._segmented = SegmentedModel(model)
+
+    @cached_property
+    def follows_segments(self) -> bool:
+        """Whether the model can score a flat row of several sequences."""
+        return self._segmented.is_exact()
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -47,14 +55,17 @@ class Policy(nn.Module):
         entropy where `entropy_gradient` says so.
         """
         settings = {"temperature": temperature, "entropy_gradient": entropy_gradient}
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids_RL, "use_cache": False}
+        if batch.segments is not None and batch.position_ids_RL is not None:
+            inputs |= self._segmented.arguments(batch.position_ids_RL, batch.segments)
         if self._head.is_plain:
-            hidden_RLD = self.model.base_model(input_ids=batch.input_ids_RL, use_cache=False).last_hidden_state
+            hidden_RLD = self.model.base_model(**inputs).last_hidden_state
             hidden_ND = hidden_RLD.flatten(0, 1).index_select(0, batch.positions_N)
             head = self.model.get_output_embeddings()
             weights = Head(head.weight, head.bias, self._head.softcap)
             logprobs_N, entropy_N = head_logprobs_and_entropy(hidden_ND, weights, batch.targets_N, **settings)
         else:
-            logits_RLV = self.model(input_ids=batch.input_ids_RL, use_cache=False).logits
+            logits_RLV = self.model(**inputs).logits
             logits_NV = logits_RLV.flatten(0, 1).index_select(0, batch.positions_N)
             logprobs_N, entropy_N = logprobs_and_entropy(logits_NV, batch.targets_N, **settings)
         shape = (batch.num_completions, batch.max_completion_tokens)

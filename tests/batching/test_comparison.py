@@ -2,7 +2,14 @@ import math
 
 import torch
 
-from grpo_lightning.batching import Experience, IterationShape, completion_tokens, cut_into_minibatches, scored_groups
+from grpo_lightning.batching import (
+    Experience,
+    IterationShape,
+    Padded,
+    completion_tokens,
+    cut_into_minibatches,
+    scored_groups,
+)
 from grpo_lightning.types import Completion, FinishReason, MinibatchCounts, Prompt, Rewards, Rollout, StepScores
 
 NAN = math.nan
@@ -43,6 +50,7 @@ def experience(learned, dtype=torch.float32):
         counts=[MinibatchCounts(1, 1, 1)],
         metrics={},
         accumulate_grad_batches=1,
+        layout=Padded(),
     )
     rows = {s.place: torch.full((len(s.completion_ids),), -1.0 - s.slot, dtype=dtype) for s in built.samples()}
     return built.with_column("old_logprobs", rows, dtype=torch.float32)

@@ -3,11 +3,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from grpo_lightning.batching import Experience, Sample
+from grpo_lightning.batching import Experience, Padded, Sample
 from grpo_lightning.batching.experience import loss_batch, merged_state
 from grpo_lightning.types import MinibatchCounts
 
 CPU = torch.device("cpu")
+ALONE = {"accumulate_grad_batches": 1, "layout": Padded()}
 
 
 def sample(slot, index=0, *, prompt=1, completion=2, advantage=0.0, **more):
@@ -31,6 +32,7 @@ def build(*minibatches, accumulate=1):
         counts=counts,
         metrics={"reward/mean": 0.5},
         accumulate_grad_batches=accumulate,
+        layout=Padded(),
     )
 
 
@@ -114,7 +116,9 @@ def whole(accumulate=1):
 
 def test_one_rank_takes_up_what_it_left():
     before = whole(accumulate=3)
-    after = Experience.from_state_dict(before.state_dict(), rank=0, world_size=1, accumulate_grad_batches=3)
+    after = Experience.from_state_dict(
+        before.state_dict(), rank=0, world_size=1, accumulate_grad_batches=3, layout=Padded()
+    )
     same(after, before)
 
 
@@ -122,22 +126,31 @@ def test_one_rank_takes_up_what_it_left():
 def test_any_number_of_ranks_takes_up_what_any_other_left(written_by, read_by):
     state = whole().state_dict()
     shares = [
-        Experience.from_state_dict(state, rank=rank, world_size=written_by, accumulate_grad_batches=1).state_dict()
+        Experience.from_state_dict(
+            state, rank=rank, world_size=written_by, accumulate_grad_batches=1, layout=Padded()
+        ).state_dict()
         for rank in range(written_by)
     ]
     merged = merged_state(shares)
     assert sum(len(samples) for samples in merged["minibatches"]) == 8
     for rank in range(read_by):
-        share = Experience.from_state_dict(merged, rank=rank, world_size=read_by, accumulate_grad_batches=1)
+        share = Experience.from_state_dict(
+            merged, rank=rank, world_size=read_by, accumulate_grad_batches=1, layout=Padded()
+        )
         assert {s.slot % read_by for samples in share.minibatches for s in samples} == {rank}
-        same(share, Experience.from_state_dict(state, rank=rank, world_size=read_by, accumulate_grad_batches=1))
+        same(
+            share,
+            Experience.from_state_dict(
+                state, rank=rank, world_size=read_by, accumulate_grad_batches=1, layout=Padded()
+            ),
+        )
         assert share.counts == whole().counts, "counts are those of all ranks"
 
 
 def test_a_state_is_plain(tmp_path):
     torch.save(whole().state_dict(), tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
-    same(Experience.from_state_dict(loaded, rank=0, world_size=1, accumulate_grad_batches=1), whole())
+    same(Experience.from_state_dict(loaded, rank=0, world_size=1, **ALONE), whole())
 
 
 def test_a_loss_batch_is_padded_with_what_counts_for_nothing():

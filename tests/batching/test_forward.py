@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpo_lightning.batching import Experience, Forward, Sample
+from grpo_lightning.batching import Experience, Forward, Padded, Sample
 from grpo_lightning.batching.experience import blank_sample
 from grpo_lightning.types import LossOutput, MinibatchCounts, Statistic, TokenScores
 
@@ -44,7 +44,7 @@ def weighted(scores, batch):
 
 
 SAMPLES = [sample(0, 3), sample(1, 4, 5), sample(2, 6, 7, 8), sample(3, 9)]
-FORWARD = Forward(temperature=0.5, max_tokens=None, device=torch.device("cpu"))
+FORWARD = Forward(layout=Padded(), temperature=0.5, max_tokens=None, device=torch.device("cpu"))
 IN_PIECES = replace(FORWARD, max_tokens=6)  # prompts of two tokens: at most two of the shorter ones, padded, at once
 
 
@@ -98,6 +98,7 @@ def test_every_sample_is_scored_by_its_place(forward):
         counts=[MinibatchCounts(6, 3, 3), MinibatchCounts(1, 1, 1)],
         metrics={},
         accumulate_grad_batches=2,
+        layout=Padded(),
     )
     policy = Table()
     scores = forward.scores(policy, experience)

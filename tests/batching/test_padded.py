@@ -1,12 +1,11 @@
 import torch
 
-from grpo_lightning.batching import padded
+from grpo_lightning.batching import Padded, Row
 
 
 def test_layout_by_hand():
-    prompts = [torch.tensor([5, 9]), torch.tensor([6])]
-    completions = [torch.tensor([7]), torch.tensor([8, 4, 1])]
-    batch = padded(prompts, completions, torch.device("cpu"))
+    rows = [Row(0, torch.tensor([5, 9]), torch.tensor([7])), Row(1, torch.tensor([6]), torch.tensor([8, 4, 1]))]
+    batch = Padded().lay_out(rows, torch.device("cpu"))
     assert batch.input_ids_RL.tolist() == [[5, 9, 7, 0], [6, 8, 4, 1]]
     #                                       7 is predicted at 1; 8, 4, 1 at 4, 5, 6 of the flattened rows
     assert batch.positions_N.tolist() == [1, 4, 5, 6]

@@ -4,7 +4,7 @@ from math import ceil
 import torch
 from mutants import Mutant, keyword
 
-from grpo_lightning.batching import Experience, Sample, uncertainty
+from grpo_lightning.batching import Experience, Padded, Sample, uncertainty
 from grpo_lightning.objective import TopEntropyTokens
 from grpo_lightning.types import MinibatchCounts
 
@@ -27,6 +27,7 @@ def test_each_minibatch_has_a_threshold_over_all_ranks_of_its_loss_tokens():
         counts=[MinibatchCounts(1, 1, 1)] * 3,
         metrics={},
         accumulate_grad_batches=1,
+        layout=Padded(),
     )
     entropies = {(0, 0): torch.tensor([0.1, 0.5]), (1, 0): torch.tensor([0.3, 9.0]), (2, 0): torch.tensor([0.2, 0.7])}
     seen = []

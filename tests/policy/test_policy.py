@@ -13,13 +13,14 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from grpo_lightning.batching import padded
+from grpo_lightning.batching import Padded, Row
 from grpo_lightning.policy import Policy, frozen_copy
 from grpo_lightning.policy import policy as policy_module
 
 CPU = torch.device("cpu")
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([9, 4])]
 COMPLETIONS = [torch.tensor([4, 1]), torch.tensor([5, 6, 7, 8]), torch.tensor([3])]
+BATCH = Padded().lay_out([Row(i, *pair) for i, pair in enumerate(zip(PROMPTS, COMPLETIONS, strict=True))], CPU)
 SMALL = {"vocab_size": 15, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 FAMILIES = {
     # The plain head; logits capped after the head; dropout everywhere and a tied head.
@@ -45,7 +46,7 @@ def any_policy(request, source):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_scores_are_those_of_a_forward_of_each_sequence_by_itself(any_policy, temperature):
-    scores = any_policy(padded(PROMPTS, COMPLETIONS, CPU), temperature)
+    scores = any_policy(BATCH, temperature)
     assert scores.logprobs_BT.shape == scores.entropy_BT.shape == (3, 4)
     model = copy.deepcopy(any_policy.model).eval()
     for b, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
@@ -77,7 +78,7 @@ def test_logits_that_a_model_changes_after_its_head_are_left_to_the_model(source
     model = Scaled(source.load_model(seed=0).config).double()
     policy = Policy(model, source.load_tokenizer())
     assert not policy._head.is_plain
-    scores = policy(padded(PROMPTS, COMPLETIONS, CPU), 1.0)
+    scores = policy(BATCH, 1.0)
     logits_LV = model(input_ids=torch.tensor([[5, 6, 7, 4]])).logits[0]
     assert scores.logprobs_BT[0, 0].item() == pytest.approx(logits_LV[2].log_softmax(-1)[4].item(), abs=1e-12)
 
@@ -90,12 +91,12 @@ def test_the_vocabulary_is_never_spread_over_prompts_or_padding(policy, monkeypa
         "head_logprobs_and_entropy",
         lambda states, *a, **k: (rows.append(len(states)), scored(states, *a, **k))[1],
     )
-    policy(padded(PROMPTS, COMPLETIONS, CPU), 1.0)
+    policy(BATCH, 1.0)
     assert rows == [2 + 4 + 1], "one row of logits for each completion token"
 
 
 def test_gradients_reach_every_weight(any_policy):
-    any_policy(padded(PROMPTS, COMPLETIONS, CPU), 1.0).logprobs_BT.sum().backward()
+    any_policy(BATCH, 1.0).logprobs_BT.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in any_policy.parameters())
 
 
@@ -106,7 +107,7 @@ def test_dropout_is_off_while_training(source):
     assert policy.training
     assert policy.model.training
     assert [m.p for m in policy.modules() if isinstance(m, nn.Dropout)]
-    first, second = (policy(padded(PROMPTS, COMPLETIONS, CPU), 1.0).logprobs_BT for _ in range(2))
+    first, second = (policy(BATCH, 1.0).logprobs_BT for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -136,14 +137,13 @@ class TestFrozenCopy:
 
     def test_stays_what_it_was_while_the_policy_learns(self, policy):
         reference = frozen_copy(policy, policy.model.state_dict())
-        batch = padded(PROMPTS, COMPLETIONS, CPU)
-        before = reference(batch, 1.0).logprobs_BT
-        assert torch.equal(before, policy(batch, 1.0).logprobs_BT)
+        before = reference(BATCH, 1.0).logprobs_BT
+        assert torch.equal(before, policy(BATCH, 1.0).logprobs_BT)
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.add_(0.1)
-        assert torch.equal(reference(batch, 1.0).logprobs_BT, before)
-        assert not torch.equal(policy(batch, 1.0).logprobs_BT, before)
+        assert torch.equal(reference(BATCH, 1.0).logprobs_BT, before)
+        assert not torch.equal(policy(BATCH, 1.0).logprobs_BT, before)
 
     def test_has_the_policys_precision(self, policy):
         reference = frozen_copy(Policy(policy.model.double(), policy.tokenizer), policy.model.state_dict())
