@@ -234,12 +234,8 @@ class GRPOModule(ModelsOfARun):
 
     @property
     def _forward(self) -> Forward:
-        return Forward(
-            layout=self.layout,
-            temperature=self.sampling.temperature,
-            max_tokens=self.max_tokens_per_microbatch,
-            device=self.device,
-        )
+        limit, temperature = self.max_tokens_per_microbatch, self.sampling.temperature
+        return Forward(layout=self.layout, temperature=temperature, max_tokens=limit, device=self.device)
 
     @property
     def _refill(self) -> Refill:

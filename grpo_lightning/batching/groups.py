@@ -81,9 +81,10 @@ def _cut_to(groups: Sequence[Group], limit: float, size: Callable[[Group], float
     """Cut each group into the fewest parts that reach the limit, or into single completions."""
     units: list[Group] = []
     for group in groups:
-        counts = range(1, len(group.members) + 1)
-        parts = (group.cut(count) if count > 1 else [group] for count in counts)
-        units += next((p for p in parts if max(map(size, p)) <= limit), None) or group.cut(len(group.members))
+        parts = [group]
+        while max(map(size, parts)) > limit and len(parts) < len(group.members):
+            parts = group.cut(len(parts) + 1)
+        units += parts
     return units
 
 

@@ -54,7 +54,7 @@ class Policy(nn.Module):
         Only the states that predict a completion token go through the language-model head. Gradient flows through the
         entropy where `entropy_gradient` says so.
         """
-        settings = {"temperature": temperature, "entropy_gradient": entropy_gradient}
+        settings: dict[str, Any] = {"temperature": temperature, "entropy_gradient": entropy_gradient}
         inputs: dict[str, Any] = {"input_ids": batch.input_ids_RL, "use_cache": False}
         if batch.segments is not None and batch.position_ids_RL is not None:
             inputs |= self._segmented.arguments(batch.position_ids_RL, batch.segments)

@@ -102,7 +102,7 @@ def _attention(
     """What transformers calls in every layer: [1, heads, N, width] to [1, N, heads, width]."""
     unknown = [name for name in ("position_bias", "s_aux", "sinks") if others.get(name) is not None]
     layer_types = getattr(module.config, "layer_types", None)
-    is_sliding = layer_types is not None and layer_types[module.layer_idx] == "sliding_attention"  # type: ignore[index]
+    is_sliding = layer_types is not None and layer_types[module.layer_idx] == "sliding_attention"
     if unknown or (is_sliding and sliding_window is None):
         raise NotImplementedError(f"segmented attention with {', '.join(unknown) or 'an unknown window'}")
     output = segmented_attention(query, key, value, segments, scale=scaling, window=sliding_window, softcap=softcap)
