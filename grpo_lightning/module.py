@@ -303,8 +303,8 @@ class GRPOModule(ModelsOfARun):
             return
         model = self.source.load_model(seed=self.seed)
         policy = Policy(model, self.tokenizer)
-        self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
+        self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
         self.engine.setup(model, self.tokenizer, policy.eos_token_ids)
 
     def configure_optimizers(self) -> Any:

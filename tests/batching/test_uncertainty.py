@@ -56,6 +56,7 @@ def experience_of(samples):
         counts=[MinibatchCounts(1, 1, 1)],
         metrics={},
         accumulate_grad_batches=1,
+        layout=Padded(),
     )
 
 

@@ -19,10 +19,10 @@ from grpo_lightning.batching import (
     Sample,
     cut_into_minibatches,
     global_counts,
-    padded,
     scored_groups,
 )
 from grpo_lightning.batching.experience import loss_batch
+from grpo_lightning.batching.padded import Padded, padded
 from grpo_lightning.objective import Objective
 from grpo_lightning.objective.credit import on_one_rank
 from grpo_lightning.preparation import Preparation
@@ -40,7 +40,7 @@ from grpo_lightning.types import (
 
 FOLDER = Path(__file__).parents[2] / "configs/algorithm"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-FORWARD = Forward(temperature=1.0, max_tokens=None, device=torch.device("cpu"))
+FORWARD = Forward(layout=Padded(), temperature=1.0, max_tokens=None, device=torch.device("cpu"))
 
 
 class Table:
@@ -142,6 +142,7 @@ def learning(name: str, iteration: Iteration, objective: Objective | None = None
         counts=global_counts(minibatches, list),
         metrics={},
         accumulate_grad_batches=1,
+        layout=Padded(),
     )
     preparation = _preparation(objective, iteration, shape.num_updates)
     experience, _ = preparation.fill_in(experience, scored, rollout, rewards)

@@ -53,5 +53,5 @@ def test_an_update_ascends_the_paper_s_objective(name):
         wanted = torch.autograd.grad(-objective, list(module.policy.parameters()))
         wanted = torch.cat([gradient.flatten() for gradient in wanted])
         assert wanted.norm() > 0
-        # The forward is of other shapes, in fp64.
-        assert (record.gradients[update] - wanted).norm() / wanted.norm() < 1e-10
+        # The forward is of other shapes, in fp64 but for the reference's norms, which transformers takes in fp32.
+        assert (record.gradients[update] - wanted).norm() / wanted.norm() < 1e-8

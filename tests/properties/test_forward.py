@@ -9,7 +9,7 @@ from enumeration import far, worst
 from mutants import Mutant
 
 from grpo_lightning.batching import Experience, Forward, IterationShape, cut_into_minibatches, sampler_logprobs
-from grpo_lightning.batching.padded import padded
+from grpo_lightning.batching.padded import Padded, padded
 from grpo_lightning.policy import CharacterPolicy, Policy
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.types import (
@@ -59,12 +59,13 @@ def experience_of(rollout, num_bins=1):
         counts=[MinibatchCounts(1, 1, 1)],
         metrics={},
         accumulate_grad_batches=num_bins,
+        layout=Padded(),
     )
 
 
 def scored(policy, rollout, *, num_bins=1, max_tokens=None):
     """By place, the log-probabilities of the training forward."""
-    forward = Forward(temperature=TEMPERATURE, max_tokens=max_tokens, device=CPU)
+    forward = Forward(layout=Padded(), temperature=TEMPERATURE, max_tokens=max_tokens, device=CPU)
     return forward.logprobs(policy, experience_of(rollout, num_bins))
 
 
@@ -110,8 +111,8 @@ def one_row(forward):
 
 WRONG_TOKENS = (
     Mutant("another temperature", "policy.policy.Policy.forward", another_temperature),
-    Mutant("the first token twice", "batching.forward.padded", begins_twice),
-    Mutant("shifted by one", "batching.forward.padded", shifted),
+    Mutant("the first token twice", "batching.padded.padded", begins_twice),
+    Mutant("shifted by one", "batching.padded.padded", shifted),
     Mutant("without the end of sequence", "batching.minibatches.Sample", last_forgotten),
 )
 
