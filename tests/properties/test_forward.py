@@ -245,7 +245,7 @@ def test_padding_tokens_do_not_enter_the_weights_gradient(prove):
     policy = policy_of(torch.float64)
     samples = list(experience_of(drawn(policy)).samples())
     prompts, completions = [s.prompt_ids for s in samples], [s.completion_ids for s in samples]
-    lengths = [s.length for s in samples]
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     weights_BT = torch.randn(
         len(samples), max(map(len, completions)), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
