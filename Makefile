@@ -6,6 +6,7 @@
 #   make test-slow        the tests that train for minutes
 #   make test-peers       the objective against TRL's trainer, in an environment of its own
 #   make benchmark        whole training steps of this framework and of TRL, in turn; wants a quiet machine
+#   make test-vllm        the engines on real vLLM, on the CPU and in an environment of its own (1.5 GB)
 #   make check            format, lint, types and `make test`: what to run before a commit
 
 PYTHON ?= python3
@@ -17,11 +18,12 @@ export TOKENIZERS_PARALLELISM := false
 
 RUN := .venv
 DEV := .venv-dev
+VLLM := .venv-vllm
 PEERS := .venv-peers
 COLD_START := runs/quickstart/cold_start/policy
 BENCHMARK_THREADS ?= 2
 
-.PHONY: quickstart quickstart-long test test-slow test-peers benchmark check clean
+.PHONY: quickstart quickstart-long test test-slow test-peers test-vllm benchmark check clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUN)/installed
@@ -46,6 +48,10 @@ benchmark: $(DEV)/installed $(PEERS)/installed $(COLD_START)
 $(COLD_START): | $(DEV)/installed
 	$(DEV)/bin/grpo-lightning fit --config configs/quickstart_cold_start.yaml
 
+# Warnings are vLLM's own. Nothing is compiled: the first run of each shape would take longer than all tests.
+test-vllm: $(VLLM)/installed
+	OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 $(VLLM)/bin/python -m pytest -W default -m '' -k VLLM tests/rollout
+
 check: $(DEV)/installed
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
@@ -68,4 +74,10 @@ $(DEV)/installed: pyproject.toml $(CONSTRAINTS)
 $(PEERS)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable . trl pytest
+	touch $@
+
+$(VLLM)/installed: pyproject.toml tools/constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement tools/constraints-vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@

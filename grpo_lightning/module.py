@@ -217,7 +217,7 @@ class GRPOModule(ModelsOfARun):
         if self._tick.ends_iteration:
             self.iteration += 1
             self.experience = None
-        self.engine.update_weights((), self.trainer.global_step + 1)
+        self._announce_weights(self.trainer.global_step + 1)
         tell_controllers(self.trainer, self, self._update_metrics)
         self.outcomes = ()
         self._boundary.mark(self)
@@ -306,6 +306,7 @@ class GRPOModule(ModelsOfARun):
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
         self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
         self.engine.setup(model, self.tokenizer, policy.eos_token_ids)
+        self.engine.update_weights(policy.weights, 0)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the policy's trainable weights, and its schedule by optimizer steps."""
@@ -333,6 +334,7 @@ class GRPOModule(ModelsOfARun):
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         for difference in apply_settings(optimizer, scheduler, self._configured):  # type: ignore[arg-type]
             rank_zero_info(f"Resumed with model.optimizer's {difference}.")
+        self._announce_weights(self.trainer.global_step)
         self._boundary.mark(self)
         self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 
@@ -368,6 +370,10 @@ class GRPOModule(ModelsOfARun):
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage, and tell the callbacks that show it."""
         return timed_phase(name, self.seconds_by_phase, trainer=self.trainer, module=self)
+
+    def _announce_weights(self, version: int) -> None:
+        assert self.policy is not None
+        self.engine.update_weights(self.policy.weights, version)
 
     def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         return sum_over_ranks(values, num_ranks=self.trainer.world_size, device=self.device)

@@ -63,6 +63,29 @@ def uniforms(*, seed: int, stream: int, iteration: int, slots: Tensor, samples: 
     return bits.double() * 2.0**-53
 
 
+def seeds(*, seed: int, stream: int, iteration: int, slots: Tensor, samples: Tensor) -> Tensor:
+    """A seed per completion, for engines whose generators draw the tokens of a completion themselves.
+
+    Args:
+        seed: In [0, 2**32).
+        stream: What the numbers are for, in [0, 2**32), see `types.Stream`.
+        iteration: In [0, 2**32).
+        slots: int64 in [0, 2**32), the prompt's number within the iteration; broadcastable with the next one.
+        samples: int64 in [0, 2**32), the completion's number within its group.
+
+    Returns:
+        int64 in [0, 2**63), of the broadcast shape.
+
+    Raises:
+        ValueError: `seed`, `stream` or `iteration` is no 32-bit word.
+    """
+    key = (_word("seed", seed), _word("stream", stream))
+    # The last position, which no completion reaches: these words are independent of those of `uniforms`.
+    counter = (torch.full_like(slots, _WORD), samples, slots, torch.full_like(slots, _word("iteration", iteration)))
+    high, low, _, _ = philox(counter, key)
+    return ((high >> 1) << 32) | low
+
+
 def permutation(n: int, *, seed: int, stream: int, epoch: int) -> Tensor:
     """An order of 0 .. n - 1: the numbers sorted by their random 64-bit keys, equal keys in their natural order.
 

@@ -5,5 +5,6 @@ from grpo_lightning.policy.mixing import mix
 from grpo_lightning.policy.policy import Policy, frozen_copy
 from grpo_lightning.policy.pretrained import PretrainedPolicy
 from grpo_lightning.policy.source import PolicySource
+from grpo_lightning.policy.weights import NamedWeights
 
-__all__ = ["CharacterPolicy", "Policy", "PolicySource", "PretrainedPolicy", "frozen_copy", "mix"]
+__all__ = ["CharacterPolicy", "NamedWeights", "Policy", "PolicySource", "PretrainedPolicy", "frozen_copy", "mix"]

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from grpo_lightning.functional.head import Head, head_logprobs_and_entropy
 from grpo_lightning.functional.logprobs import logprobs_and_entropy
 from grpo_lightning.policy.segments import SegmentedModel
+from grpo_lightning.policy.weights import NamedWeights
 from grpo_lightning.types import ForwardBatch, TokenScores
 
 
@@ -39,6 +40,11 @@ class Policy(nn.Module):
     def follows_segments(self) -> bool:
         """Whether the model can score a flat row of several sequences."""
         return self._segmented.is_exact()
+
+    @property
+    def weights(self) -> NamedWeights:
+        """The model's weights, for engines that have a copy."""
+        return NamedWeights(self.model)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -3,5 +3,6 @@
 from grpo_lightning.rollout.drawing import draw_each, draw_groups
 from grpo_lightning.rollout.engine import RolloutEngine
 from grpo_lightning.rollout.inprocess import InProcessEngine
+from grpo_lightning.rollout.vllm import VLLMEngine
 
-__all__ = ["InProcessEngine", "RolloutEngine", "draw_each", "draw_groups"]
+__all__ = ["InProcessEngine", "RolloutEngine", "VLLMEngine", "draw_each", "draw_groups"]

@@ -34,7 +34,13 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over the policy's weights, numbered `version`, before the next `generate`."""
+        """Note that the policy's weights have changed; the next `generate` draws from them.
+
+        Args:
+            named_tensors: The weights, each in full, as they are when they are iterated over. An engine with a copy of
+                its own does so within `generate`, as often as it must; others never do.
+            version: The number of optimizer steps behind them.
+        """
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing to give back
         """Give back what the engine holds. Called once, after the last `generate`."""

@@ -13,6 +13,7 @@ from grpo_lightning.rollout.cache import RowCache
 from grpo_lightning.rollout.decoding import Decoding, Drawn
 from grpo_lightning.rollout.engine import RolloutEngine
 from grpo_lightning.rollout.finish import FinishRules
+from grpo_lightning.rollout.lengths import check_lengths
 from grpo_lightning.rollout.prefix import SharingCache
 from grpo_lightning.rollout.sharing import can_share, tokens_saved
 from grpo_lightning.types import (
@@ -85,7 +86,7 @@ class InProcessEngine(RolloutEngine):
             ConfigurationError: A prompt and `max_new_tokens` exceed the model's positions, or a prompt is empty.
             FloatingPointError: The policy's logits are not finite.
         """
-        self._check_lengths(requests, sampling)
+        check_lengths(requests, sampling, self._model.config)
         rules = self._finish_rules(sampling)
         with _decoding(self._model):
             kind = SharingCache if self._shares(requests, sampling) else RowCache
@@ -147,17 +148,6 @@ class InProcessEngine(RolloutEngine):
             )
             self._rules = sampling.stop, rules
         return self._rules[1]
-
-    def _check_lengths(self, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> None:
-        lengths = [len(request.token_ids) for request in requests if request.num_completions]
-        if lengths and min(lengths) == 0:
-            raise ConfigurationError("data: a prompt has no tokens, expected at least one.")
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if lengths and limit is not None and max(lengths) + sampling.max_new_tokens > limit:
-            raise ConfigurationError(
-                f"model.sampling.max_new_tokens: a prompt of {max(lengths)} tokens and {sampling.max_new_tokens} new "
-                f"ones exceed the policy's {limit} positions."
-            )
 
 
 @contextmanager

@@ -1,0 +1,33 @@
+"""Checksums of tensors, to tell whether a copy has exactly the bits of the original."""
+
+import torch
+from torch import Tensor
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 1 << 20
+
+
+@torch.no_grad()
+def checksum(tensor: Tensor) -> int:
+    r"""A sum over the bits of a tensor, after Fletcher (IEEE Transactions on Communications 30(1), 1982).
+
+    .. math::
+        a = \sum_i x_i, \qquad b = \sum_i (2i + 1)\, x_i, \qquad a + 2^{32} b \pmod{2^{64}}
+
+    where x_i is the i-th element read as an integer. Of elements of at most 32 bits, any single change of one changes
+    the low half of a; the exchange of two different ones leaves a, and changes b unless their distance times their
+    difference is a multiple of 2**31. The type and the shape take no part.
+
+    Args:
+        tensor: Of any shape; real, and on any device, which it is summed on.
+
+    Returns:
+        In [-2**63, 2**63).
+    """
+    values_N = tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).flatten()
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for start in range(0, len(values_N), _CHUNK):
+        chunk_N = values_N[start : start + _CHUNK].long()
+        weights_N = 2 * torch.arange(start, start + len(chunk_N), device=tensor.device) + 1
+        total += chunk_N.sum() + ((chunk_N * weights_N).sum() << 32)
+    return int(total)

@@ -1,0 +1,110 @@
+"""What runs inside a vLLM worker: takes over tensors one by one, and says which it holds.
+
+vLLM keeps several of a checkpoint's tensors in one parameter, or a part of one on each worker. So the copies that its
+loader makes are watched: for each tensor that arrived, where its elements went, and what their checksum was.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from grpo_lightning.functional.checksums import checksum
+
+RECEIVER = "grpo_lightning.rollout.weight_receiver.WeightReceiver"
+"""The value of vLLM's ``worker_extension_cls``."""
+
+
+class Write(NamedTuple):
+    """Elements that a tensor brought into a parameter."""
+
+    destination: Tensor
+    """A view of the parameter."""
+    checksum: int
+    """Of what was written."""
+
+
+@dataclass
+class Held:
+    """A tensor as it arrived."""
+
+    version: int
+    checksum: int
+    writes: list[Write] = field(default_factory=list)
+
+    @property
+    def report(self) -> list[int | None]:
+        """Its version and its checksum; None for a checksum where what it brought is not there any more."""
+        is_there = self.writes and all(checksum(write.destination) == write.checksum for write in self.writes)
+        return [self.version, self.checksum if is_there else None]
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the copies that are made while `tensor` is being loaded."""
+
+    tensor: Held | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.copy_.default and self.tensor is not None:
+            destination, source = args[:2]
+            self.tensor.writes.append(Write(destination, checksum(source.to(destination.dtype))))
+        return result
+
+
+class WeightReceiver:
+    """Mixed into vLLM's worker, which calls these methods by name (``collective_rpc``)."""
+
+    held_weights: dict[str, Held] | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG004 - those of the worker
+        """The one place that runs in a worker before its model is loaded."""
+        _keep_weights_plain()
+        return super().__new__(cls)
+
+    def receive_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take over some of the policy's tensors, under the names of its checkpoint."""
+        held = self.held_weights = self.held_weights or {}
+        watch = _Watch()  # type: ignore[no-untyped-call]  # of torch
+
+        def arriving() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in named_tensors:
+                watch.tensor = held[name] = Held(version, checksum(tensor))
+                yield name, tensor
+            watch.tensor = None
+
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]  # of the worker
+        with torch.no_grad(), watch:
+            model.load_weights(arriving())
+
+    def receive_weights_file(self, path: str, version: int) -> None:
+        """Take over the tensors of a safetensors file, one by one."""
+        with safe_open(path, framework="pt") as file:
+            self.receive_weights(((name, file.get_tensor(name)) for name in file.keys()), version)  # noqa: SIM118
+
+    def report_weights(self) -> dict[str, Any]:
+        """What this worker holds: of each tensor its version and checksum, and the parameters that none came for."""
+        held = self.held_weights or {}
+        written = {
+            write.destination.untyped_storage().data_ptr() for tensor in held.values() for write in tensor.writes
+        }
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        untouched = [n for n, p in model.named_parameters() if p.untyped_storage().data_ptr() not in written]
+        return {"tensors": {name: tensor.report for name, tensor in held.items()}, "untouched": untouched}
+
+
+def _keep_weights_plain() -> None:
+    """Let vLLM's CPU backend multiply by the parameters themselves.
+
+    With oneDNN it multiplies by packed copies of them: those of tied embeddings stay as they were when new weights are
+    loaded, and the others' parameters are emptied, so that nothing could be verified.
+    """
+    from vllm import _custom_ops
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        _custom_ops._supports_onednn = False
