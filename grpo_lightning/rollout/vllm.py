@@ -128,7 +128,8 @@ class VLLMEngine(WeightCopyEngine):
         """
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise ConfigurationError(
-                "model.engine: VLLMEngine runs in a single training process; with several ranks use InProcessEngine."
+                "model.engine: VLLMEngine runs in a single training process; with several use "
+                "InProcessEngine or VLLMServerEngine."
             )
         limit = self._max_model_len or max_positions(self._model.config)
         return start_llm(self._model, self._tokenizer, dtype=self.dtype, max_model_len=limit, **self._settings)

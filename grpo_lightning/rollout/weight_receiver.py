@@ -7,6 +7,7 @@ loader makes are watched: for each tensor that arrived, where its elements went,
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -60,11 +61,14 @@ class WeightReceiver:
     """Mixed into vLLM's worker, which calls these methods by name (``collective_rpc``)."""
 
     held_weights: dict[str, Held] | None = None
+    instance_name: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG004 - those of the worker
         """The one place that runs in a worker before its model is loaded."""
         _keep_weights_plain()
-        return super().__new__(cls)
+        worker = super().__new__(cls)
+        worker.instance_name = uuid4().hex
+        return worker
 
     def receive_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over some of the policy's tensors, under the names of its checkpoint."""
@@ -85,6 +89,10 @@ class WeightReceiver:
         """Take over the tensors of a safetensors file, one by one."""
         with safe_open(path, framework="pt") as file:
             self.receive_weights(((name, file.get_tensor(name)) for name in file.keys()), version)  # noqa: SIM118
+
+    def report_instance(self) -> list[str]:
+        """A name that no other start of a worker has."""
+        return [self.instance_name]
 
     def report_weights(self) -> dict[str, Any]:
         """What this worker holds: of each tensor its version and checksum, and the parameters that none came for."""
