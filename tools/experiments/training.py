@@ -20,16 +20,20 @@ Measure = Callable[[GRPOModule], Mapping[str, float]]
 
 
 class Recorder(Callback):
-    """Keeps some of what an iteration's first update logs, and evaluates now and then.
+    """Keeps some of what an iteration's first and last updates log, and evaluates now and then.
 
     Args:
-        metrics: Names of logged metrics.
+        metrics: Names of metrics that the first update logs.
+        last_metrics: Names of metrics that the last update logs: those of the ratio, which is 1 on the first.
         measure: Computes others.
         evaluate_every: Updates between two evaluations of the validation prompts; 0 for none.
     """
 
-    def __init__(self, metrics: Sequence[str], measure: Measure, evaluate_every: int) -> None:
-        self.metrics, self.measure, self.evaluate_every = metrics, measure, evaluate_every
+    def __init__(
+        self, metrics: Sequence[str], last_metrics: Sequence[str], measure: Measure, evaluate_every: int
+    ) -> None:
+        self.metrics, self.last_metrics = metrics, last_metrics
+        self.measure, self.evaluate_every = measure, evaluate_every
         self.curves: Curves = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -39,8 +43,10 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Keep what is wanted, in the order of the updates."""
         if batch.starts_iteration:
-            logged = {name: float(trainer.callback_metrics[name]) for name in self.metrics}
-            self._keep({"update": trainer.global_step, **logged, **self.measure(pl_module)})
+            self._keep({"update": trainer.global_step, **self.measure(pl_module)})
+            self._keep({name: float(trainer.callback_metrics[name]) for name in self.metrics})
+        if batch.ends_iteration:
+            self._keep({name: float(trainer.callback_metrics[name]) for name in self.last_metrics})
         self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: Trainer, pl_module: Any) -> None:
@@ -66,6 +72,7 @@ def train(
     *,
     num_updates: int,
     metrics: Sequence[str] = (),
+    last_metrics: Sequence[str] = (),
     measure: Measure = nothing,
     evaluate_every: int = 0,
     gradient_clip_val: float | None = 1.0,
@@ -78,11 +85,12 @@ def train(
         reward: What is rewarded.
         num_updates: Optimizer steps.
         metrics: See `Recorder`.
+        last_metrics: See `Recorder`.
         measure: See `Recorder`.
         evaluate_every: See `Recorder`.
         gradient_clip_val: Of the Trainer.
     """
-    recorder = Recorder(metrics, measure, evaluate_every)
+    recorder = Recorder(metrics, last_metrics, measure, evaluate_every)
     trainer = quiet_trainer(num_updates, [reward, recorder], gradient_clip_val)
     with without_advice():
         trainer.fit(module, data)

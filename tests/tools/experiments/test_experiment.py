@@ -73,9 +73,7 @@ def test_the_same_numbers_draw_the_same_file(folder):
 @pytest.mark.parametrize("experiment", figures.EXPERIMENTS, ids=lambda experiment: experiment.name)
 def test_the_page_shows_what_the_committed_numbers_say(experiment):
     runs = read(DOCS / "figures" / f"{experiment.name}.json")
-    seeds = sorted({run.seed for run in runs})
-    assert seeds == list(SEEDS[: len(seeds)])
-    assert {(run.arm, run.seed) for run in runs} == {(arm, seed) for arm in experiment.arms for seed in seeds}
+    assert {(run.arm, run.seed) for run in runs} == {(arm, seed) for arm in experiment.arms for seed in SEEDS}
     page = (DOCS / "experiments.md").read_text()
     assert figures.table(experiment, runs) in page
     assert f"(figures/{experiment.name}.svg)" in page
