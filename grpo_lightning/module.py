@@ -24,6 +24,7 @@ from grpo_lightning.groups import GroupFilter, GroupOutcome, KeepAll, Refill, Sc
 from grpo_lightning.metrics import UpdateStatistics, learning_metrics, log_metrics, rollout_metrics
 from grpo_lightning.models import ModelsOfARun
 from grpo_lightning.objective import Objective
+from grpo_lightning.objective.settings import described
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
 from grpo_lightning.policy import Policy, PolicySource
@@ -350,7 +351,7 @@ class GRPOModule(ModelsOfARun):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's own state, as of the last window's end."""
-        self._boundary.write(checkpoint, self._resume_settings())
+        self._boundary.write(checkpoint, self._resume_settings(), self._iteration_settings())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take up its state."""
@@ -360,7 +361,8 @@ class GRPOModule(ModelsOfARun):
         check_weights(saved, self.state_dict())
         if not self.trainer.training:
             return
-        take_up(self, state, self._resume_settings(), rank=self.global_rank, world_size=self.trainer.world_size)
+        settings, of_iteration = self._resume_settings(), self._iteration_settings()
+        take_up(self, state, settings, of_iteration, rank=self.global_rank, world_size=self.trainer.world_size)
         self._resumed = state
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
@@ -380,6 +382,9 @@ class GRPOModule(ModelsOfARun):
 
     def _gather(self, rows: Tensor) -> Tensor:
         return gather_over_ranks(rows, num_ranks=self.trainer.world_size, device=self.device)
+
+    def _iteration_settings(self) -> dict[str, str]:
+        return described("model.objective", self.objective) | described("model.sampling", self.sampling)
 
     def _resume_settings(self) -> dict[str, int]:
         accumulate = self.trainer.accumulate_grad_batches

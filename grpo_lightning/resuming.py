@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.batching import Layout
 from grpo_lightning.batching.experience import Experience, merged_state
@@ -54,8 +55,8 @@ class Boundary:
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     stream: dict[str, Any] | None = None
     experience: Experience | None = None
-    coefficients: Coefficients | None = None
-    """None where no callback has moved them: then the settings hold, also other ones on resuming."""
+    coefficients: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Those that callbacks have moved: from which setting, and to what."""
     loops: dict[str, Any] = field(default_factory=dict)
     is_current: bool = True
     """False inside a window."""
@@ -67,11 +68,18 @@ class Boundary:
         self.seconds_by_phase = dict(run.seconds_by_phase)
         self.stream = run.prompts.state_dict()
         self.experience = run.experience
-        self.coefficients = run.coefficients if run.coefficients != run.configured_coefficients else None
+        pairs = zip(Coefficients._fields, run.configured_coefficients, run.coefficients, strict=True)
+        self.coefficients = {name: (configured, now) for name, configured, now in pairs if configured != now}
         self.is_current = True
 
-    def write(self, checkpoint: dict[str, Any], settings: dict[str, int]) -> None:
-        """Put the boundary into a checkpoint. Every rank calls it: the first one gathers the experience."""
+    def write(self, checkpoint: dict[str, Any], settings: dict[str, int], of_iteration: dict[str, str]) -> None:
+        """Put the boundary into a checkpoint. Every rank calls it: the first one gathers the experience.
+
+        Args:
+            checkpoint: Lightning's.
+            settings: By YAML key, what a run cannot change.
+            of_iteration: By YAML key, what it cannot change in the middle of an iteration.
+        """
         if not self.is_current:
             checkpoint["loops"]["fit_loop"] = deepcopy(self.loops)
         checkpoint[KEY] = {
@@ -81,8 +89,9 @@ class Boundary:
             "seconds_by_phase": dict(self.seconds_by_phase),
             "stream": self.stream,
             "experience": _gathered(self.experience),
-            "coefficients": self.coefficients and tuple(self.coefficients),
+            "coefficients": self.coefficients,
             "settings": settings,
+            "of_iteration": of_iteration,
         }
 
 
@@ -98,13 +107,22 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def take_up(run: Run, state: dict[str, Any], settings: dict[str, int], *, rank: int, world_size: int) -> None:
+def take_up(
+    run: Run,
+    state: dict[str, Any],
+    settings: dict[str, int],
+    of_iteration: dict[str, str],
+    *,
+    rank: int,
+    world_size: int,
+) -> None:
     """Put a checkpoint's state into the module, all but the stream: `run.prompts` are not there yet.
 
     Args:
         run: The module.
         state: What `own_state` found.
         settings: The module's, those that `Boundary.write` was given.
+        of_iteration: Likewise.
         rank: Of this process.
         world_size: How many there are; the run that wrote the checkpoint may have had others.
 
@@ -112,11 +130,12 @@ def take_up(run: Run, state: dict[str, Any], settings: dict[str, int], *, rank: 
         ConfigurationError: See `check_settings`.
     """
     check_settings(state, settings)
+    if state["experience"] is not None:
+        _check_iteration(state["of_iteration"], of_iteration)
     run.iteration = state["iteration"]
     run.tokens_generated, run.tokens_trained = state["tokens_generated"], state["tokens_trained"]
     run.seconds_by_phase = dict(state["seconds_by_phase"])
-    if state["coefficients"] is not None:
-        run.coefficients = Coefficients(*state["coefficients"])
+    run.coefficients = _resumed(state["coefficients"], run.configured_coefficients)
     if state["experience"] is not None:
         run.experience = Experience.from_state_dict(
             state["experience"],
@@ -139,6 +158,36 @@ def check_settings(state: dict[str, Any], settings: dict[str, int]) -> None:
                 f"{key}: the checkpoint was written with {state['settings'][key]}, and cannot be resumed with {value}. "
                 "Start a new run from the exported policy instead."
             )
+
+
+def _check_iteration(saved: dict[str, str], current: dict[str, str]) -> None:
+    """Refuse to learn from an experience whose columns were filled in for something else.
+
+    Raises:
+        ConfigurationError: Names the first key that differs.
+    """
+    for key in sorted({*saved, *current}):
+        before, now = saved.get(key, "absent"), current.get(key, "absent")
+        if before != now:
+            raise ConfigurationError(
+                f"{key}: the checkpoint was written in the middle of an iteration with {before}, got {now}. Change it "
+                "from a checkpoint at an iteration's end, or in a new run from the exported policy."
+            )
+
+
+def _resumed(moved: dict[str, tuple[float, float]], configured: Coefficients) -> Coefficients:
+    """What callbacks had made of the coefficients, but for those whose setting is another one now."""
+    coefficients = configured
+    for name, (before, value) in moved.items():
+        now = getattr(configured, name)
+        if before == now:
+            coefficients = coefficients._replace(**{name: value})
+        else:
+            rank_zero_info(
+                f"Resumed with model.objective.{name}.coefficient {now:g}; the run had moved it from {before:g} to "
+                f"{value:g}."
+            )
+    return coefficients
 
 
 def weights_of(checkpoint: dict[str, Any], *, with_reference: bool) -> dict[str, Any]:

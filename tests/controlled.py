@@ -2,6 +2,7 @@
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from shards import whole
 
 from grpo_lightning.callbacks.adaptive_entropy import AdaptiveEntropy
 from grpo_lightning.callbacks.adaptive_kl import AdaptiveKL
@@ -55,7 +56,7 @@ class States(Callback):
         if batch.ends_update:
             self.states.append(
                 {
-                    "reference": torch.cat([p.detach().flatten().clone() for p in pl_module.reference.parameters()]),
+                    "reference": torch.cat([whole(p.detach()).flatten() for p in pl_module.reference.parameters()]),
                     "coefficients": tuple(pl_module.coefficients),
                     "stream": pl_module.prompts.state_dict(),
                     "callbacks": {c.state_key: c.state_dict() for c in trainer.callbacks if c.state_dict()},

@@ -18,7 +18,7 @@ from exact_norms import in_double
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from torch.distributed.tensor import DTensor
+from shards import local, whole
 from torch.utils._pytree import tree_map
 
 from grpo_lightning import GRPOModule
@@ -159,16 +159,6 @@ class SaveAt(Callback):
 
 def weights(module):
     return torch.cat([whole(p.detach()).flatten().clone() for p in module.policy.parameters()])
-
-
-def whole(tensor):
-    """The tensor that this rank may have a shard of. A collective."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local(tensor):
-    """This rank's shard of it, or all of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def overlay(name):

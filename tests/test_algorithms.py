@@ -78,7 +78,7 @@ def test_coefficients_that_a_callback_moved_are_saved_and_others_are_not(tmp_pat
             pl_module.coefficients = pl_module.coefficients._replace(kl=0.5)
 
     path, settings = tmp_path / "run.ckpt", {"iterations": 3, "objective": "deepseekmath"}
-    for callbacks, saved in (([Move(), replay.SaveAt(2, path)], (0.5, 0.0)), ([replay.SaveAt(2, path)], None)):
+    for callbacks, saved in (([Move(), replay.SaveAt(2, path)], {"kl": (0.04, 0.5)}), ([replay.SaveAt(2, path)], {})):
         module, data, trainer, _ = replay.make(**settings, callbacks=callbacks)
         trainer.fit(module, data)
         # The move after the second update comes after the window's end, which the checkpoint stands at.

@@ -115,7 +115,7 @@ def test_a_controlled_run_resumes_with_all_of_its_state(prove, tmp_path, straigh
         error,
         without("retired prompts forgotten", "data.stream.PromptStream.load_state_dict", "retired", []),
         without("the stream back at its start", "data.stream.PromptStream.load_state_dict", "cursor", 0),
-        without("coefficients back at their start", "module.take_up", "coefficients", None),
+        without("coefficients back at their start", "module.take_up", "coefficients", {}),
         without("tokens counted from zero", "module.take_up", "tokens_generated", 0),
         forgets("pass rates forgotten", "callbacks.prompt_retirement.PromptRetirement.load_state_dict"),
         forgets("the withheld bonus forgotten", "callbacks.adaptive_entropy.AdaptiveEntropy.load_state_dict"),

@@ -1,5 +1,7 @@
 """A run that was interrupted anywhere goes on bit for bit."""
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from replay import SaveAt
 
+from grpo_lightning.controllers import Controller
+from grpo_lightning.objective import TopEntropyTokens
 from grpo_lightning.types import ConfigurationError
 
 SETTINGS = {"num_epochs": 2, "accumulate": 2, "iterations": 12, "live": True}
@@ -147,3 +151,47 @@ def test_settings_that_cannot_be_resumed_are_refused_by_key(tmp_path, changes, k
     replay.run(**{**SETTINGS, "iterations": 1}, callbacks=[SaveAt(2, path)])
     with pytest.raises(ConfigurationError, match=key):
         resumed(path, **changes)
+
+
+MOVED = {"objective": "deepseekmath", "num_epochs": 2, "iterations": 4}
+
+
+def saved_run(tmp_path, micro_batch, **settings):
+    """A run whose KL coefficient a callback moves from 0.04 to 0.5, saved after a micro-batch."""
+
+    class Move(Controller):
+        def on_update_end(self, trainer, module, metrics):
+            module.coefficients = module.coefficients._replace(kl=0.5)
+
+    path = tmp_path / "a.ckpt"
+    replay.run(**{**MOVED, **settings}, callbacks=[Move(), SaveAt(micro_batch, path)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda o: replace(o, kl=None), "model.objective.kl"),
+        (lambda o: replace(o, kl=replace(o.kl, coefficient=0.1)), "model.objective.kl.coefficient"),
+        (lambda o: replace(o, masks=(TopEntropyTokens(share=0.2),)), "model.objective.masks"),
+    ],
+)
+def test_in_the_middle_of_an_iteration_the_objective_is_the_one_that_it_was_prepared_for(tmp_path, change, key):
+    path = saved_run(tmp_path, 3)
+    other = change(replay.overlay("deepseekmath"))
+    with pytest.raises(ConfigurationError, match=rf"{re.escape(key)}.*in the middle of an iteration"):
+        resumed(path, **{**MOVED, "accumulate": 1, "live": False, "objective": other})
+
+
+def test_at_its_end_another_objective_takes_over(tmp_path):
+    path = saved_run(tmp_path, 4)
+    settings = {**MOVED, "accumulate": 1, "live": False}
+    _, module, _ = resumed(path, **settings)
+    assert module.coefficients.kl == 0.5, "nothing was changed, so what the callback made of it holds"
+    objective = replay.overlay("deepseekmath")
+    record, module, _ = resumed(
+        path, **{**settings, "objective": replace(objective, kl=replace(objective.kl, coefficient=0.1))}
+    )
+    assert module.coefficients.kl == 0.1
+    assert record.metrics[-1]["policy/kl_coefficient"] == pytest.approx(0.1)
+    assert resumed(path, **{**settings, "objective": "dapo"})[1].coefficients.kl == 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from grpo_lightning.objective.advantage import GroupMean, StepAdvantage
-from grpo_lightning.objective.correction import Bypass
+from grpo_lightning.objective.correction import Bypass, MaskedWeights
 from grpo_lightning.objective.mask import CompletionMask, EntropyMask
 from grpo_lightning.objective.ratio import NoRatio
 from grpo_lightning.objective.regularizer import KLInReturn, KLInReward, RewardPenalty
@@ -48,7 +48,8 @@ def _check_surrogate(objective: Objective) -> None:
         _refuse("surrogate", surrogate, "ratio", ratio, f"is made for {allowed}")
     if not isinstance(objective.advantage, StepAdvantage) and not isinstance(objective.kl, KLInReturn):
         return
-    key, part = ("advantage", objective.advantage) if objective.kl is None else ("kl", objective.kl)
+    is_stepwise = isinstance(objective.advantage, StepAdvantage)
+    key, part = ("advantage", objective.advantage) if is_stepwise else ("kl", objective.kl)
     if not surrogate.takes_token_advantages:
         _refuse(
             key, part, "surrogate", surrogate, "gives each token an advantage, of which it takes one per completion"
@@ -58,15 +59,23 @@ def _check_surrogate(objective: Objective) -> None:
 
 
 def _check_sampler(objective: Objective) -> None:
-    if isinstance(objective.correction, Bypass) and isinstance(objective.ratio, NoRatio):
-        _refuse("correction", objective.correction, "ratio", objective.ratio, "corrects the ratio, and there is none")
+    correction, ratio, surrogate = objective.correction, objective.ratio, objective.surrogate
+    if isinstance(correction, Bypass) and isinstance(ratio, NoRatio):
+        _refuse("correction", correction, "ratio", ratio, "corrects the ratio, and there is none")
+    if isinstance(correction, MaskedWeights) and correction.gate.is_per_token:
+        if not ratio.is_per_token:
+            _refuse("correction", correction, "ratio", ratio, "drops single tokens, and needs a ratio of tokens")
+        if not surrogate.takes_token_advantages:
+            _refuse("correction", correction, "surrogate", surrogate, "drops single tokens, which it takes together")
 
 
 def _check_masks(objective: Objective) -> None:
     for mask in objective.masks:
         if isinstance(mask, EntropyMask) and not objective.ratio.is_per_token:
             _refuse("masks", mask, "ratio", objective.ratio, "keeps single tokens, and needs a ratio of tokens")
-        if isinstance(mask, CompletionMask) and isinstance(objective.kl, KLInReward):
+        if isinstance(mask, EntropyMask) and not objective.surrogate.takes_token_advantages:
+            _refuse("masks", mask, "surrogate", objective.surrogate, "keeps single tokens, which it takes together")
+        if isinstance(mask, CompletionMask) and isinstance(objective.kl, RewardPenalty):
             _refuse("masks", mask, "kl", objective.kl, "leaves completions without the log-probabilities it penalises")
     kinds = [type(mask) for mask in objective.masks]
     if len(set(kinds)) < len(kinds):

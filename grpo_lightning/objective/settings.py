@@ -32,3 +32,23 @@ def check_deviation(axis: str, ddof: int, epsilon: float) -> None:
 def name(part: object) -> str:
     """The class of a part, as YAML names it."""
     return "null" if part is None else type(part).__name__
+
+
+def described(key: str, part: object) -> dict[str, str]:
+    """A part and its parts, each by its YAML key, so that two can be compared.
+
+    Example:
+        >>> described("scale", GroupStd(ddof=1, epsilon=0.0))
+        {'scale': 'GroupStd', 'scale.ddof': '1', 'scale.epsilon': '0.0'}
+    """
+    if isinstance(part, (list, tuple)):
+        inner = {f"{key}[{i}]": value for i, value in enumerate(part)}
+        found = {key: f"{len(inner)} of them"}
+    elif hasattr(part, "__dict__"):
+        inner = {f"{key}.{name}": value for name, value in vars(part).items()}
+        found = {key: type(part).__name__}
+    else:
+        return {key: repr(part)}
+    for name, value in inner.items():
+        found |= described(name, value)
+    return found

@@ -71,6 +71,8 @@ class FSDP2Placement(Placement):
     def shard(self, policy: nn.Module) -> None:
         """Shard each block by itself, so that one alone is ever whole in the update."""
         options: dict[str, Any] = {"mesh": self.mesh}
+        if not any(parameter.requires_grad for parameter in policy.parameters()):
+            options["reshard_after_forward"] = True  # no backward comes that would cut the outermost layers again
         if self.compute_dtype is not None:
             dtype = next(policy.parameters()).dtype
             options["mp_policy"] = MixedPrecisionPolicy(getattr(torch, self.compute_dtype), reduce_dtype=dtype)

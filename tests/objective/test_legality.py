@@ -47,6 +47,7 @@ from grpo_lightning.types import ConfigurationError
 CLIPPED = Clipped(clip_low=0.2, clip_high=0.2)
 VESPO = Vespo(power_positive=2, rate_positive=3, power_negative=3, rate_negative=2)
 STD = {"ddof": 0, "epsilon": 1e-6}
+ICE_POP = MaskedWeights(weight=TokenRatio(), gate=TokenRatio(), lower=0.5, upper=5.0)
 
 
 def build(**parts):
@@ -112,9 +113,33 @@ ILLEGAL = {
         ("masks", "ratio"),
         {"ratio": GeometricRatio(), "masks": (TopEntropyTokens(share=0.2),)},
     ),
+    "GMPO takes the tokens together, of which a mask would keep some": (
+        ("masks", "surrogate"),
+        {"surrogate": Gmpo(log_clip=0.4), "masks": (TopEntropyTokens(share=0.2),)},
+    ),
+    "a token cannot be dropped from the completion's ratio": (
+        ("correction", "ratio"),
+        {"ratio": GeometricRatio(), "correction": ICE_POP},
+    ),
+    "a token cannot be dropped from GMPO's mean": (
+        ("correction", "surrogate"),
+        {"surrogate": Gmpo(log_clip=0.4), "correction": ICE_POP},
+    ),
     "a masked completion has no log-probabilities to penalise": (
         ("masks", "kl"),
         {"masks": (TruncatedCompletions(),), "kl": KLInReward(coefficient=0.1, estimator=K1())},
+    ),
+    "nor have its tokens": (
+        ("masks", "kl"),
+        {"masks": (TruncatedCompletions(),), "kl": KLInReturn(coefficient=0.1, estimator=K1())},
+    ),
+    "steps are to blame, whatever the penalty": (
+        ("advantage", "ratio"),
+        {
+            "advantage": ProcessSupervision(**STD),
+            "ratio": GeometricRatio(),
+            "kl": KLInLoss(coefficient=0.1, estimator=K3()),
+        },
     ),
 }
 

@@ -110,3 +110,12 @@ def test_the_export_beside_a_checkpoint_is_the_whole_policy(folder, sharded):
 def test_the_blocks_are_the_models_layers():
     model = replay.TinyPolicy(torch.float32).load_model(seed=0)
     assert blocks_of(model) == list(model.model.layers)
+
+
+def test_controllers_move_a_reference_in_shards(folder):
+    """They mix policy and reference shard by shard; retirement and refill come along."""
+    settings = {"dtype": "float64", "is_controlled": True, "num_epochs": 2, "iterations": 4}
+    first, _ = replay.two_ranks(folder / "controlled", strategy="fsdp2", **settings)
+    record, module = replay.run(**settings)
+    assert module.has_moved_reference
+    assert_same_updates(first, vars(record))
