@@ -5,14 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.experiments import clip_higher, dynamic_sampling, length_bias
+from tools.experiments import clip_higher, dynamic_sampling, length_bias, sampler_mismatch
 from tools.experiments.experiment import FIGURES, Comparison, Experiment, Panel, Run, read
 from tools.experiments.outcome import sign_test
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EXPERIMENTS = (length_bias.EXPERIMENT, clip_higher.EXPERIMENT, dynamic_sampling.EXPERIMENT)
+EXPERIMENTS = (
+    length_bias.EXPERIMENT,
+    clip_higher.EXPERIMENT,
+    sampler_mismatch.EXPERIMENT,
+    dynamic_sampling.EXPERIMENT,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
