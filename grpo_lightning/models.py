@@ -35,10 +35,10 @@ class ModelsOfARun(HeldOutLoops, ABC):
             policy: With its whole weights on every rank.
             with_reference: Whether a reference is asked for.
         """
+        self.policy = policy  # first, so that its weights have the numbers that its optimizer gives them
         if with_reference:
             self.reference = frozen_copy(policy, policy.model.state_dict())
             self.placement.shard(self.reference)
-        self.policy = policy
         self.placement.shard(self.policy)
 
     def whole_policy(self) -> AbstractContextManager[None]:

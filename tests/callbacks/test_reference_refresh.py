@@ -75,8 +75,8 @@ def test_after_a_refresh_the_divergence_begins_at_zero(prove):
         "a refresh of the reference sets its divergence to 0 at that step (fp32)",
         "DeepSeekMath, algorithm 1",
         error,
-        replaced("not refreshed", "module.mix", lambda reference, policy, *, share: None),
-        Mutant("half refreshed", "module.mix", lambda f: lambda *args, share: f(*args, share=share / 2)),
+        replaced("not refreshed", "models.mix", lambda reference, policy, *, share: None),
+        Mutant("half refreshed", "models.mix", lambda f: lambda *args, share: f(*args, share=share / 2)),
         tolerance=1e-7,
     )
 
@@ -94,7 +94,7 @@ def test_the_average_is_exact(prove):
         "the moving reference: share pi_theta + (1 - share) pi_ref, weight by weight",
         "Learn Your Reference Model, equation 8",
         error,
-        Mutant("shares swapped", "module.mix", lambda f: lambda *args, share: f(*args, share=1 - share)),
+        Mutant("shares swapped", "models.mix", lambda f: lambda *args, share: f(*args, share=1 - share)),
         Mutant("moved at every step", "callbacks.reference_average.ReferenceAverage.on_update_end", at_every_step),
         tolerance=1e-14,  # fp64: a multiplication and an addition of each are rounded
     )

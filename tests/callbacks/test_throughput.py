@@ -62,10 +62,16 @@ def test_rates_are_work_over_time(run):
         assert logged["throughput/decode_mbu"] == pytest.approx(mbu, rel=1e-5)
 
 
-def test_nothing_is_recomputed_without_a_limit_and_something_is_padding(run):
+def test_nothing_is_recomputed_without_a_limit_and_nothing_is_padding(run):
     for logged in run[0].logged:
         assert logged["throughput/recomputed_ratio"] == 0
-        assert 0 < logged["throughput/padding_ratio"] < 1
+        assert logged["throughput/padding_ratio"] == 0
+
+
+def test_rows_of_one_length_are_padded():
+    outside, throughput = Outside(), Throughput(peak_flops=FLOPS, peak_bandwidth=BANDWIDTH)
+    replay.run(iterations=1, layout="padded", callbacks=(throughput, outside))
+    assert 0 < outside.logged[0]["throughput/padding_ratio"] < 1
 
 
 def test_every_token_of_a_cut_micro_batch_is_computed_twice():

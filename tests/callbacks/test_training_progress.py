@@ -44,7 +44,10 @@ def test_where_there_is_no_terminal_every_nth_iteration_is_a_line(capsys):
     train(TrainingProgress(print_every_n_iterations=3), iterations=7, num_epochs=2, accumulate=2)
     printed = lines(capsys)
     assert [line.split()[1] for line in printed] == ["1/7", "3/7", "6/7", "7/7"]
-    assert all(re.match(r"iteration \d/7  reward 0\.\d{3}  solved \d+%  tokens/s [\d,]+", line) for line in printed)
+    assert all(
+        re.match(r"iteration \d/7  reward 0\.\d{3}  solved \d+%  loss -?\d\.\d{3}  tokens/s [\d,]+", line)
+        for line in printed
+    )
     assert not any("\x1b" in line for line in printed)
 
 
@@ -75,7 +78,7 @@ def test_a_terminal_gets_a_bar_of_the_whole_run_and_no_lines(capsys, terminal):
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     last = shown.strip().splitlines()[-1]
     assert re.match(r"Iteration update +━+ 5/5 ", last)
-    assert re.search(r"reward: 0\.\d{3} solved: \d+% tokens/s: [\d,]+", last)
+    assert re.search(r"reward: 0\.\d{3} solved: \d+% loss: -?\d\.\d{3} tokens/s: [\d,]+", last)
     assert lines(capsys) == []
 
 

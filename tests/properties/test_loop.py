@@ -287,12 +287,12 @@ def test_the_reference_is_never_trained(prove):
         Mutant("all weights in the optimizer", "module.GRPOModule.configure_optimizers", of_everything),
         Mutant(
             "not frozen",
-            "module.frozen_copy",
+            "models.frozen_copy",
             lambda f: lambda *a: f(*a).requires_grad_(True),
         ),
         Mutant(
             "the policy itself",
-            "module.frozen_copy",
+            "models.frozen_copy",
             lambda f: lambda policy, weights: policy,
         ),
         tolerance=0.0,
