@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grpo_lightning.checkpointing import write_whole
 from grpo_lightning.held_out import HeldOutLoops
-from grpo_lightning.policy import Policy, frozen_copy, mix
+from grpo_lightning.policy import Policy, Unadapted, adapter_weights, frozen_copy, is_adapted, mix
 from grpo_lightning.strategies import Placement, placement_of
 
 
@@ -20,7 +20,7 @@ class ModelsOfARun(HeldOutLoops, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.policy: Policy | None = None
-        self.reference: Policy | None = None
+        self.reference: Policy | Unadapted | None = None
         self.has_moved_reference = False
 
     @property
@@ -28,15 +28,22 @@ class ModelsOfARun(HeldOutLoops, ABC):
         """Where the weights lie."""
         return placement_of(self.trainer.strategy)
 
+    @property
+    def base_checksum(self) -> int | None:
+        """Of the frozen weights under the policy's adapter; None where there is none."""
+        return None if self.policy is None else self.policy.base_checksum
+
     def place(self, policy: Policy, *, with_reference: bool) -> None:
-        """Take a policy, and a copy of it as the reference. A collective.
+        """Take a policy, and as the reference a copy of it, or the policy itself without its adapter. A collective.
 
         Args:
             policy: With its whole weights on every rank.
             with_reference: Whether a reference is asked for.
         """
         self.policy = policy  # first, so that its weights have the numbers that its optimizer gives them
-        if with_reference:
+        if with_reference and is_adapted(policy.model):
+            self.reference = Unadapted(policy)
+        elif with_reference:
             self.reference = frozen_copy(policy, policy.model.state_dict())
             self.placement.shard(self.reference)
         self.placement.shard(self.policy)
@@ -48,21 +55,28 @@ class ModelsOfARun(HeldOutLoops, ABC):
 
     def move_reference(self, share: float) -> None:
         """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""
-        assert self.policy is not None and self.reference is not None, "controllers check that there is one"  # noqa: PT018
+        assert self.policy is not None
+        assert isinstance(self.reference, Policy), "controllers check that there is one of its own"
         weights = ([*map(self.placement.local, model.parameters())] for model in (self.reference, self.policy))
         mix(*weights, share=share)
         self.has_moved_reference = True
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The weights, without those of a reference that is still the policy that the run began with."""
+        """The weights, without those of a reference that is still the policy that the run began with.
+
+        Of a policy with an adapter, the adapter's alone.
+        """
         state = super().state_dict(*args, **kwargs)
+        if self.policy is not None and is_adapted(self.policy.model):
+            names = [f"policy.model.{name}" for name in adapter_weights(self.policy.model)]
+            return {name: state[name] for name in names}
         saved = ("policy.", "reference.") if self.has_moved_reference else ("policy.",)
         return {name: value for name, value in state.items() if name.startswith(saved)}
 
     def export_policy(self, folder: Path) -> None:
-        """Write a folder that transformers alone loads. A collective."""
+        """Write a folder that transformers alone loads, or PEFT where there is an adapter. A collective."""
         assert self.policy is not None
-        weights = self.placement.weights(self.policy.model)
+        weights = self.placement.weights(self.policy.model, trained_only=is_adapted(self.policy.model))
         if self.trainer.is_global_zero:
             write_whole(Path(folder), partial(self.policy.save, weights=weights))
 

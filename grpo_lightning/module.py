@@ -27,11 +27,11 @@ from grpo_lightning.objective import Objective
 from grpo_lightning.objective.settings import described
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
-from grpo_lightning.policy import Policy, PolicySource
+from grpo_lightning.policy import LoRA, PolicySource, load_policy
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
 from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import exchange_over_ranks, gather_over_ranks, sum_over_ranks
-from grpo_lightning.resuming import Boundary, check_weights, own_state, take_up, weights_of
+from grpo_lightning.resuming import Boundary, check_base, check_weights, own_state, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
 from grpo_lightning.ticks import Tick, TickLoader
@@ -46,6 +46,9 @@ class GRPOModule(ModelsOfARun):
 
     Args:
         policy: Where the policy comes from.
+        lora: What of it is trained; None for all weights.
+        gradient_checkpointing: Whether the backward pass computes each layer again: a quarter to a third more time, the
+            activations of one layer alone.
         objective: What is maximised.
         sampling: How completions are drawn.
         optimizer: Built from the policy's parameters.
@@ -98,11 +101,13 @@ class GRPOModule(ModelsOfARun):
         layout: Layout | None = None,
         max_tokens_per_microbatch: int | None = None,
         max_failure_rate: float = 0.1,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # `check_weights` compares what must agree
-        self.source = policy
+        self.source, self.lora, self.gradient_checkpointing = policy, lora, gradient_checkpointing
         self.objective = objective
         self.coefficients = self.configured_coefficients = objective.coefficients
         self.sampling = sampling
@@ -302,11 +307,11 @@ class GRPOModule(ModelsOfARun):
         """Load the policy; copy the reference from it, where the objective needs one."""
         if self.policy is not None:
             return
-        model = self.source.load_model(seed=self.seed)
-        policy = Policy(model, self.tokenizer)
+        settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing}
+        policy = load_policy(self.source, self.tokenizer, seed=self.seed, **settings)
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
         self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
-        self.engine.setup(model, self.tokenizer, policy.eos_token_ids)
+        self.engine.setup(policy.model, self.tokenizer, policy.eos_token_ids)
         self.engine.update_weights(policy.weights, 0)
 
     def configure_optimizers(self) -> Any:
@@ -351,7 +356,8 @@ class GRPOModule(ModelsOfARun):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's own state, as of the last window's end."""
-        self._boundary.write(checkpoint, self._resume_settings(), self._iteration_settings())
+        settings, of_iteration = self._resume_settings(), self._iteration_settings()
+        self._boundary.write(checkpoint, settings, of_iteration, self.base_checksum)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take up its state."""
@@ -359,6 +365,7 @@ class GRPOModule(ModelsOfARun):
         saved = weights_of(checkpoint, with_reference=self.reference is not None)
         self.has_moved_reference = any(name.startswith("reference.") for name in saved)
         check_weights(saved, self.state_dict())
+        check_base(state, self.base_checksum)
         if not self.trainer.training:
             return
         settings, of_iteration = self._resume_settings(), self._iteration_settings()

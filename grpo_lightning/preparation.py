@@ -7,7 +7,7 @@ from torch import Tensor
 
 from grpo_lightning.batching import Experience, Forward, completion_tokens, sampler_logprobs, uncertain_tokens
 from grpo_lightning.objective import Gather, Objective
-from grpo_lightning.policy import Policy
+from grpo_lightning.policy import Policy, Unadapted
 from grpo_lightning.types import Coefficients, Rewards, Rollout, ScoredGroups
 
 ROW = torch.float32
@@ -30,7 +30,7 @@ class Preparation:
 
     objective: Objective
     policy: Policy
-    reference: Policy | None
+    reference: Policy | Unadapted | None
     forward: Forward
     num_updates: int
     coefficients: Coefficients

@@ -72,13 +72,20 @@ class Boundary:
         self.coefficients = {name: (configured, now) for name, configured, now in pairs if configured != now}
         self.is_current = True
 
-    def write(self, checkpoint: dict[str, Any], settings: dict[str, int], of_iteration: dict[str, str]) -> None:
+    def write(
+        self,
+        checkpoint: dict[str, Any],
+        settings: dict[str, int],
+        of_iteration: dict[str, str],
+        base_checksum: int | None,
+    ) -> None:
         """Put the boundary into a checkpoint. Every rank calls it: the first one gathers the experience.
 
         Args:
             checkpoint: Lightning's.
             settings: By YAML key, what a run cannot change.
             of_iteration: By YAML key, what it cannot change in the middle of an iteration.
+            base_checksum: Of the frozen weights under an adapter, which are not in the checkpoint.
         """
         if not self.is_current:
             checkpoint["loops"]["fit_loop"] = deepcopy(self.loops)
@@ -92,6 +99,7 @@ class Boundary:
             "coefficients": self.coefficients,
             "settings": settings,
             "of_iteration": of_iteration,
+            "base_checksum": base_checksum,
         }
 
 
@@ -207,9 +215,25 @@ def check_weights(saved: dict[str, Any], current: dict[str, Any]) -> None:
         if shapes[0] != shapes[1]:
             described = ["absent" if shape is None else f"of shape {shape}" for shape in shapes]
             raise ConfigurationError(
-                f"--ckpt_path: the checkpoint is of another model than model.policy: {name} is {described[0]} in the "
-                f"checkpoint and {described[1]} in the model."
+                f"--ckpt_path: the checkpoint is of another model than model.policy, or has another model.lora: {name} "
+                f"is {described[0]} in the checkpoint and {described[1]} in the model."
             )
+
+
+def check_base(state: dict[str, Any], base_checksum: int | None) -> None:
+    """Refuse an adapter that was trained on other weights.
+
+    Args:
+        state: What `own_state` found.
+        base_checksum: Of the frozen weights under this run's adapter.
+
+    Raises:
+        ConfigurationError: The checkpoint's adapter had other weights under it, or weights of another precision.
+    """
+    if state.get("base_checksum") != base_checksum:
+        raise ConfigurationError(
+            "--ckpt_path: the checkpoint holds an adapter that was trained on other weights than those of model.policy."
+        )
 
 
 def _gathered(experience: Experience | None) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ from grpo_lightning.objective import (
     TruncatedWeights,
     TwoSidedClipped,
 )
-from grpo_lightning.policy import CharacterPolicy
+from grpo_lightning.policy import CharacterPolicy, LoRA
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
 from grpo_lightning.types import Completion, FinishReason, SamplingParams, StepScores
@@ -137,7 +137,7 @@ class Record(Callback):
         self.gradients, self.weights, self.metrics = [], [], []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append(torch.cat([whole(p.grad).flatten().clone() for p in pl_module.policy.parameters()]))
+        self.gradients.append(torch.cat([whole(p.grad).flatten().clone() for p in trained(pl_module)]))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch.ends_update:
@@ -155,6 +155,10 @@ class SaveAt(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.number:
             trainer.save_checkpoint(self.path)
+
+
+def trained(module):
+    return [p for p in module.policy.parameters() if p.requires_grad]
 
 
 def weights(module):
@@ -216,6 +220,8 @@ def make(
     max_rounds=None,
     num_solved_in_seven=None,
     is_controlled=False,
+    lora=None,
+    gradient_checkpointing=False,
     callbacks=(),
     lr=1e-2,
     **trainer_kwargs,
@@ -238,6 +244,8 @@ def make(
         layout=LAYOUTS[layout](),
         max_tokens_per_microbatch=max_tokens,
         max_failure_rate=1.0,
+        lora=lora and LoRA(**lora),
+        gradient_checkpointing=gradient_checkpointing,
         seed=3,
     )
     record = Record()

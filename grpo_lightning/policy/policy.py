@@ -13,6 +13,8 @@ from transformers.utils import logging
 
 from grpo_lightning.functional.head import Head, head_logprobs_and_entropy
 from grpo_lightning.functional.logprobs import logprobs_and_entropy
+from grpo_lightning.policy.adaptation import is_adapted
+from grpo_lightning.policy.adapter_folder import save_adapter
 from grpo_lightning.policy.segments import SegmentedModel
 from grpo_lightning.policy.weights import NamedWeights
 from grpo_lightning.types import ForwardBatch, TokenScores
@@ -22,17 +24,21 @@ class Policy(nn.Module):
     """A causal language model of transformers with its tokenizer.
 
     Args:
-        model: Any causal language model; dropout is switched off.
+        model: Any causal language model, with or without an adapter; dropout is switched off.
         tokenizer: Its tokenizer.
+        base_checksum: Of the model's own weights, where it has an adapter.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, base_checksum: int | None = None
+    ) -> None:
         super().__init__()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self.model = model.train()  # what a folder holds is loaded in eval mode; without dropout the modes are the same
         self.tokenizer = tokenizer
+        self.base_checksum = base_checksum
         self._head = _head_kind(model)
         self._segmented = SegmentedModel(model)
 
@@ -84,12 +90,17 @@ class Policy(nn.Module):
     def save(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write a folder that transformers alone loads: weights, config, tokenizer, generation config.
 
+        Where the model has an adapter, that of PEFT: the weights of the adapter alone, their config, the tokenizer.
+
         Args:
             folder: Where to.
-            weights: The model's whole weights by name, where it does not hold them itself.
+            weights: The whole weights by name, where the model does not hold them itself.
         """
-        with _without_progress_bar():
-            self.model.save_pretrained(folder, state_dict=weights)
+        if is_adapted(self.model):
+            save_adapter(self.model, folder, weights, self.base_checksum)
+        else:
+            with _without_progress_bar():
+                self.model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -131,16 +142,3 @@ def _head_kind(model: PreTrainedModel) -> _HeadKind:
     model.train(was_training)
     softcap = getattr(config, "final_logit_softcapping", None)
     return _HeadKind(softcap, torch.equal(Head(head.weight, head.bias, softcap).logits(hidden), logits))
-
-
-def frozen_copy(policy: Policy, weights: dict[str, Tensor]) -> Policy:
-    """A second policy that is never trained, with the given weights: the reference model of the KL penalty.
-
-    Args:
-        policy: The policy whose architecture it shares.
-        weights: The reference's weights, the state dict of a policy's model.
-    """
-    model = type(policy.model)(policy.model.config).to(next(policy.model.parameters()).dtype)
-    model.load_state_dict(weights)
-    model.requires_grad_(False)
-    return Policy(model, policy.tokenizer)

@@ -5,12 +5,18 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from grpo_lightning.policy.adaptation import adapted_layers, merged_weight
+
+_BASE = ".base_layer."
+"""Between the name of an adapted layer and those of its own weights."""
+
 
 class NamedWeights:
     """The weights of a model as they are whenever they are iterated over; tied ones once, under their first name.
 
     A sharded tensor is put together when its turn comes and let go before the next: there is never a second copy of the
-    whole. Every rank must iterate, and as far as the others.
+    whole. Every rank must iterate, and as far as the others. Under an adapter they are those of the plain model, each
+    with what the adapter adds to it at the moment.
 
     Example::
 
@@ -22,6 +28,21 @@ class NamedWeights:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Names as in the model's checkpoint, detached tensors."""
+        layers = adapted_layers(self._model)
+        additions = {id(parameter) for layer in layers.values() for parameter in _additions(layer)}
         for name, parameter in self._model.named_parameters():
-            tensor = parameter.detach()
-            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if name.endswith(f"{_BASE}weight"):
+                layer = name.removesuffix(f"{_BASE}weight")
+                yield f"{layer}.weight", merged_weight(layers[layer], _whole)
+            elif id(parameter) not in additions:
+                yield name.replace(_BASE, "."), _whole(parameter)
+
+
+def _additions(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of an adapted layer that are not the model's own."""
+    yield from (parameter for name, parameter in layer.named_parameters() if not f".{name}".startswith(_BASE))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,6 +1,6 @@
 """FSDP2: weights, gradients and optimizer states in shards, put together layer by layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -8,10 +8,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from grpo_lightning.strategies.placement import Placement, norm_of
 
@@ -47,9 +53,34 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimizer states, and leave the weights in what is returned, to be looked at."""
-        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        optimizers, self.optimizers = self.optimizers, []  # their states have numbers that Lightning's class misreads
+        try:
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            self.optimizers = optimizers
         whole = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=weights_only)
+        for optimizer, state in zip(optimizers, whole["optimizer_states"], strict=False):
+            self._load_optimizer(optimizer, state)
         return {**checkpoint, "state_dict": whole["state_dict"]}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state on the first rank, under the numbers that any other strategy gives the weights."""
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(self.model, optimizer, options=options)
+        return renamed(state, {name: number for number, name in enumerate(self._trained_names)})
+
+    def _load_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        named = renamed(state, dict(enumerate(self._trained_names)))
+        set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=options)
+
+    @property
+    def _trained_names(self) -> list[str]:
+        """In the order of the optimizer, which is given these weights alone."""
+        assert self.model is not None
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     @property
     def placement(self) -> Placement:
@@ -71,10 +102,11 @@ class FSDP2Placement(Placement):
     def shard(self, policy: nn.Module) -> None:
         """Shard each block by itself, so that one alone is ever whole in the update."""
         options: dict[str, Any] = {"mesh": self.mesh}
-        if not any(parameter.requires_grad for parameter in policy.parameters()):
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        if not trained:
             options["reshard_after_forward"] = True  # no backward comes that would cut the outermost layers again
         if self.compute_dtype is not None:
-            dtype = next(policy.parameters()).dtype
+            dtype = trained[0].dtype if trained else None
             options["mp_policy"] = MixedPrecisionPolicy(getattr(torch, self.compute_dtype), reduce_dtype=dtype)
         for block in blocks_of(policy):
             fully_shard(block, **options)
@@ -95,9 +127,9 @@ class FSDP2Placement(Placement):
                 module.reshard()
                 module.set_reshard_after_forward(module is not policy, recurse=False)
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+    def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:
         """Put together on the CPU of the first rank."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
         weights: dict[str, Any] = get_model_state_dict(model, options=options)
         return weights
 
@@ -113,6 +145,19 @@ class FSDP2Placement(Placement):
         square = norm_of(gradients).square()
         torch.distributed.all_reduce(square, group=self.mesh.get_group())
         return square.sqrt()
+
+
+def renamed(state: dict[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state with other names, or numbers, of the weights.
+
+    Args:
+        state: What `Optimizer.state_dict` returns, or nothing.
+        names: The new ones by the old ones.
+    """
+    if not state:
+        return {}
+    groups = [{**group, "params": [names[old] for old in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[old]: value for old, value in state["state"].items()}, "param_groups": groups}
 
 
 def blocks_of(policy: nn.Module) -> list[nn.Module]:

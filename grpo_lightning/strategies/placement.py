@@ -24,8 +24,13 @@ class Placement:
         """
         yield
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The whole weights of a model by name, on the first rank; others may have none. A collective."""
+    def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:  # noqa: ARG002
+        """The whole weights of a model by name, on the first rank; others may have none. A collective.
+
+        Args:
+            model: Of this placement.
+            trained_only: Whether frozen ones may be left out.
+        """
         return model.state_dict()
 
     def local(self, parameter: nn.Parameter) -> Tensor:
