@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from grpo_lightning.controllers import Controlled, Controller
+from grpo_lightning.controllers import Controlled, Controller, check_movable_reference
 from grpo_lightning.types import ConfigurationError
 
 
@@ -21,7 +21,7 @@ class ReferenceAverage(Controller):
         every_n_steps: Optimizer steps between two updates of the reference, >= 1.
 
     Raises:
-        ConfigurationError: An argument is out of its range, or the objective has no reference.
+        ConfigurationError: An argument is out of its range, or there is no reference that can be moved.
     """
 
     def __init__(self, share: float = 0.6, every_n_steps: int = 512) -> None:
@@ -34,12 +34,9 @@ class ReferenceAverage(Controller):
         self.every_n_steps = every_n_steps
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Refuse a run without a reference."""
-        if stage == "fit" and not pl_module.objective.needs_reference:
-            raise ConfigurationError(
-                "trainer.callbacks: ReferenceAverage needs a reference model, which there is only with a "
-                "model.objective.kl whose coefficient is > 0."
-            )
+        """Refuse a run without a reference of its own."""
+        if stage == "fit":
+            check_movable_reference(pl_module, type(self).__name__)
 
     def on_update_end(self, trainer: Trainer, module: Controlled, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         """Move the reference where it is time."""

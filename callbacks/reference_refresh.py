@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from grpo_lightning.controllers import Controlled, Controller
+from grpo_lightning.controllers import Controlled, Controller, check_movable_reference
 from grpo_lightning.types import ConfigurationError
 
 
@@ -21,7 +21,7 @@ class ReferenceRefresh(Controller):
         every_n_iterations: Iterations between two refreshes, >= 1. Exactly one of the two is given.
 
     Raises:
-        ConfigurationError: Both are given, or none, or less than 1; or the objective has no reference.
+        ConfigurationError: Both are given, or none, or less than 1; or there is no reference that can be moved.
     """
 
     def __init__(self, every_n_steps: int | None = None, every_n_iterations: int | None = None) -> None:
@@ -38,12 +38,9 @@ class ReferenceRefresh(Controller):
         self.every_n_iterations = every_n_iterations
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Refuse a run without a reference."""
-        if stage == "fit" and not pl_module.objective.needs_reference:
-            raise ConfigurationError(
-                "trainer.callbacks: ReferenceRefresh needs a reference model, which there is only with a "
-                "model.objective.kl whose coefficient is > 0."
-            )
+        """Refuse a run without a reference of its own."""
+        if stage == "fit":
+            check_movable_reference(pl_module, type(self).__name__)
 
     def on_update_end(self, trainer: Trainer, module: Controlled, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         """Refresh where it is time."""

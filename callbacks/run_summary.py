@@ -17,6 +17,7 @@ from rich import get_console
 from rich.table import Table
 
 from grpo_lightning.callbacks.throughput import summary_of
+from grpo_lightning.policy import is_adapter
 from grpo_lightning.run_folder import run_folder
 from grpo_lightning.types import Stream
 
@@ -101,6 +102,7 @@ class RunSummary(Callback):
 
     def _facts(self, trainer: Trainer, module: Any, *, is_interrupted: bool) -> dict[str, Any]:
         before, after = self._before or {}, self._after or {}
+        parameters = list(getattr(module, "policy", module).parameters())
         return {
             "heldout_accuracy_before": _accuracy(before),
             "heldout_accuracy_after": _accuracy(after),
@@ -114,6 +116,8 @@ class RunSummary(Callback):
             "tokens_generated": getattr(module, "tokens_generated", None),
             "tokens_trained": getattr(module, "tokens_trained", None),
             "throughput": _significant(summary_of(trainer)),
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "interrupted": is_interrupted,
             "seed": getattr(module, "seed", None),
             "ranks": trainer.world_size,
@@ -164,8 +168,11 @@ def commands(folder: Path) -> dict[str, str]:
     policy, config = folder / "policy", folder / "config.yaml"
     if policy.is_dir():
         lines["talk to it:"] = shlex.join(["grpo-lightning", "chat", str(policy)])
+    if is_adapter(policy):
+        lines["merge it:"] = shlex.join(["grpo-lightning", "merge", str(policy), str(folder / "merged")])
     if policy.is_dir() and config.is_file():
         source = ["--model.policy=PretrainedPolicy", f"--model.policy.path={policy}"]
+        source += ["--model.lora=null"] if is_adapter(policy) else []
         lines["evaluate it:"] = shlex.join(["grpo-lightning", "validate", "--config", str(config), *source])
     return lines
 

@@ -171,7 +171,10 @@ class Throughput(Callback):
         needed = [0, 0]
         if self._size is not None:
             needed = [num_epochs * update_flops(self._size, groups), decode_bytes(self._size, groups_of(rollout))]
-        return [distinct, self._tokens_computed.first, self._tokens_computed.again, *needed]
+        again = self._tokens_computed.again
+        if module.gradient_checkpointing:
+            again += self._tokens_computed.first  # layer by layer, which the input embedding is not asked for
+        return [distinct, self._tokens_computed.first, again, *needed]
 
     @staticmethod
     def _reduced(trainer: Trainer, module: "GRPOModule", values: list[float], how: str) -> list[float]:

@@ -11,7 +11,9 @@ key heads, J layers; a token that attends over c keys, its own included, takes
     2 W + 4 J H c
 
 operations, and 2DV more where its logits are needed (Chowdhery et al., "PaLM", appendix B,
-https://arxiv.org/abs/2204.02311).
+https://arxiv.org/abs/2204.02311). The backward pass needs as many for the gradients of the inputs, and once more for
+those of the weights; frozen weights need none. Under an adapter its matrices are among W, and alone are trained. (That
+the first layer's inputs then need no gradient either is left out.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,9 +22,6 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-_BACKWARD_AND_FORWARD = 3
-"""A backward pass costs two forwards: the gradients of the inputs and of the weights."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
@@ -30,8 +29,12 @@ class ModelSize:
 
     layer_weights: int
     """W, over all layers: biases and norms, which multiply nothing by a matrix, are left out."""
+    trained_layer_weights: int
+    """Of them those that are trained."""
     head_weights: int
     """D V, of the language-model head, also where it is the input embedding."""
+    trained_head_weights: int
+    """0 where the head is frozen."""
     num_layers: int
     attention_width: int
     """H: heads times the width of one."""
@@ -52,9 +55,12 @@ class ModelSize:
         matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
         num_heads = config.num_attention_heads
         head_width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        head_weights = config.hidden_size * config.vocab_size if head is None else head.weight.numel()
         return cls(
             layer_weights=sum(p.numel() for p in matrices),
-            head_weights=config.hidden_size * config.vocab_size if head is None else head.weight.numel(),
+            trained_layer_weights=sum(p.numel() for p in matrices if p.requires_grad),
+            head_weights=head_weights,
+            trained_head_weights=head_weights if head is None or head.weight.requires_grad else 0,
             num_layers=config.num_hidden_layers,
             attention_width=num_heads * head_width,
             key_width=(getattr(config, "num_key_value_heads", None) or num_heads) * head_width,
@@ -84,17 +90,21 @@ def forward_flops(size: ModelSize, group: Group) -> int:
     first two tokens over 3 and 4, so that 4 tokens attend over 10 keys; 4 tokens are predicted, the first ones of both
     completions from one state: 3 states go through the head.
     """
-    fed = [length - 1 for length in group.completions if length]
-    num_fed = group.prompt + sum(fed)
-    num_keys = _sum_to(group.prompt) + sum(_sum_to(group.prompt + n) - _sum_to(group.prompt) for n in fed)
-    num_states = sum(fed) + (1 if fed else 0)
-    attention = 4 * size.num_layers * size.attention_width * num_keys
-    return 2 * size.layer_weights * num_fed + attention + 2 * size.head_weights * num_states
+    return _attention(size, group) + _products(size.layer_weights, size.head_weights, group)
 
 
 def update_flops(size: ModelSize, groups: Iterable[Group]) -> int:
-    """Operations of the forward and backward pass over some groups; nothing that is computed again is counted."""
-    return _BACKWARD_AND_FORWARD * sum(forward_flops(size, group) for group in groups)
+    """Operations of the forward and backward pass over some groups; nothing that is computed again is counted.
+
+    The backward pass costs a forward for each operand of a product that has a gradient: in attention both have, in a
+    layer the states have, and the weights that are trained.
+    """
+    return sum(
+        2 * forward_flops(size, group)
+        + _attention(size, group)
+        + _products(size.trained_layer_weights, size.trained_head_weights, group)
+        for group in groups
+    )
 
 
 def decode_bytes(size: ModelSize, groups: Sequence[Group]) -> int:
@@ -111,6 +121,20 @@ def decode_bytes(size: ModelSize, groups: Sequence[Group]) -> int:
     own = sum(_sum_to(length - 1) for group in groups for length in group.completions if length)
     cached = 2 * size.num_layers * size.key_width * (prompts + own)
     return size.weight_bytes * (weights + cached)
+
+
+def _products(layer_weights: int, head_weights: int, group: Group) -> int:
+    """Operations with weights."""
+    fed = [length - 1 for length in group.completions if length]
+    num_states = sum(fed) + (1 if fed else 0)
+    return 2 * layer_weights * (group.prompt + sum(fed)) + 2 * head_weights * num_states
+
+
+def _attention(size: ModelSize, group: Group) -> int:
+    """Operations of queries with keys, and of what they give with values."""
+    before = _sum_to(group.prompt)
+    num_keys = before + sum(_sum_to(group.prompt + length - 1) - before for length in group.completions if length)
+    return 4 * size.num_layers * size.attention_width * num_keys
 
 
 def _sum_to(n: int) -> int:

@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from grpo_lightning.groups import GroupOutcome
-from grpo_lightning.types import Coefficients
+from grpo_lightning.types import Coefficients, ConfigurationError
 
 
 class Retirable(Protocol):
@@ -85,6 +85,28 @@ class Controller(Callback, ABC):
             metrics: Of this update, over all ranks and so the same on every rank: `policy/kl`, `policy/entropy` ...
                 An update without tokens has none of these.
         """
+
+
+def check_movable_reference(module: Any, controller: str) -> None:
+    """The run has a reference with weights of its own.
+
+    Args:
+        module: The run's, before its policy is loaded.
+        controller: The class that moves the reference.
+
+    Raises:
+        ConfigurationError: It has none, or it is the policy without its adapter.
+    """
+    if not module.objective.needs_reference:
+        raise ConfigurationError(
+            f"trainer.callbacks: {controller} needs a reference model, which there is only with a model.objective.kl "
+            "whose coefficient is > 0."
+        )
+    if getattr(module, "lora", None) is not None:
+        raise ConfigurationError(
+            f"trainer.callbacks: {controller} cannot move the reference under model.lora: it is the policy without its "
+            "adapter."
+        )
 
 
 def tell_controllers(trainer: Trainer, module: Controlled, metrics: Mapping[str, float]) -> None:

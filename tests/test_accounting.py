@@ -1,11 +1,23 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from grpo_lightning.accounting import Group, ModelSize, decode_bytes, forward_flops, update_flops
+from grpo_lightning.policy import LoRA
 
-SIZE = ModelSize(layer_weights=100, head_weights=50, num_layers=2, attention_width=3, key_width=2, weight_bytes=4)
+SIZE = ModelSize(
+    layer_weights=100,
+    trained_layer_weights=100,
+    head_weights=50,
+    trained_head_weights=50,
+    num_layers=2,
+    attention_width=3,
+    key_width=2,
+    weight_bytes=4,
+)
 GROUP = Group(prompt=2, completions=(1, 3))
 LLAMA = {
     "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3,
@@ -21,6 +33,12 @@ def test_a_groups_forward_is_worked_by_hand():
 def test_an_update_is_three_forwards_of_every_group():
     assert update_flops(SIZE, [GROUP, GROUP]) == 6 * forward_flops(SIZE, GROUP)
     assert update_flops(SIZE, []) == 0
+
+
+def test_frozen_weights_need_no_gradient():
+    frozen = replace(SIZE, trained_layer_weights=7, trained_head_weights=0)
+    # Of the third forward, 4 tokens meet 93 weights less, 3 states none of the head's 50.
+    assert update_flops(frozen, [GROUP]) == update_flops(SIZE, [GROUP]) - 2 * 93 * 4 - 2 * 50 * 3
 
 
 def test_decoding_is_worked_by_hand():
@@ -48,7 +66,27 @@ def test_a_llamas_size_is_worked_by_hand(tied):
     # Queries and output are 8 x 24, keys and values 8 x 12; three matrices of 8 x 12.
     layer = 2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 12
     assert size == ModelSize(
-        layer_weights=3 * layer, head_weights=8 * 11, num_layers=3, attention_width=24, key_width=12, weight_bytes=2
+        layer_weights=3 * layer,
+        trained_layer_weights=3 * layer,
+        head_weights=8 * 11,
+        trained_head_weights=8 * 11,
+        num_layers=3,
+        attention_width=24,
+        key_width=12,
+        weight_bytes=2,
+    )
+
+
+def test_what_an_adapter_adds_is_all_that_is_trained():
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    plain = ModelSize.of(model)
+    LoRA(rank=2, targets=["q_proj", "down_proj"]).adapt(model, seed=0)
+    added = 3 * 2 * ((8 + 24) + (12 + 8))
+    assert ModelSize.of(model) == replace(
+        plain,
+        layer_weights=plain.layer_weights + added,
+        trained_layer_weights=added,
+        trained_head_weights=0,
     )
 
 
@@ -63,12 +101,21 @@ def test_weights_that_are_not_always_used_are_not_counted():
     assert ModelSize.of(MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2))) is None
 
 
-def test_the_count_is_what_torch_counts():
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+def test_the_count_is_what_torch_counts(lora):
     model = LlamaForCausalLM(LlamaConfig(**LLAMA, attn_implementation="eager"))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=torch.arange(6)[None], use_cache=False)
+    if lora is not None:
+        lora.adapt(model, seed=0)
+    with FlopCounterMode(display=False) as forward:
+        logits = model(input_ids=torch.arange(6)[None], use_cache=False).logits
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
     # torch counts the products of all 6 x 6 queries and keys where 21 are needed, and the head of every token: 6 where
     # a prompt of 6 with a completion of one token needs 1.
     size, group = ModelSize.of(model), Group(prompt=6, completions=(1,))
-    expected = forward_flops(size, group) + 4 * 3 * 24 * (36 - 21) + 5 * 2 * size.head_weights
-    assert counter.get_total_flops() == expected
+    attention, head = 4 * 3 * 24 * (36 - 21), 5 * 2 * size.head_weights
+    assert forward.get_total_flops() == forward_flops(size, group) + attention + head
+    # The frozen first layer's queries, keys and values (8 x 24 and twice 8 x 12) hand on no gradient.
+    handed_on = 0 if lora is None else 2 * 6 * (8 * 24 + 2 * 8 * 12 + 3 * 8 * 2)
+    total = update_flops(size, [group]) + 3 * attention + (3 if lora is None else 2) * head - handed_on
+    assert forward.get_total_flops() + backward.get_total_flops() == total

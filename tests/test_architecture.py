@@ -60,10 +60,11 @@ MAY_IMPORT = {
     "callbacks": {"accounting", "controllers", "rewards", "data", "policy", "evaluation", "run_folder", *PURE},
     # The command line.
     "chat": {"policy", "rollout", *PURE},
+    "merging": {"checkpointing", "policy", *PURE},
     "cold_start": PURE,
     "constructors": set(),
     "parse_errors": {"constructors", *PURE},
-    "cli": {"callbacks", "chat", "cold_start", "parse_errors", "run_folder", *PURE},
+    "cli": {"callbacks", "chat", "cold_start", "merging", "parse_errors", "run_folder", *PURE},
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},
 }

@@ -1,7 +1,7 @@
 """Policies: what is trained, where it comes from, and the reference it is held to."""
 
 from grpo_lightning.policy.adaptation import is_adapted
-from grpo_lightning.policy.adapter_folder import adapter_weights
+from grpo_lightning.policy.adapter_folder import adapter_weights, is_adapter
 from grpo_lightning.policy.character import CharacterPolicy
 from grpo_lightning.policy.loading import load_policy
 from grpo_lightning.policy.lora import LoRA
@@ -23,6 +23,7 @@ __all__ = [
     "adapter_weights",
     "frozen_copy",
     "is_adapted",
+    "is_adapter",
     "load_policy",
     "mix",
 ]

@@ -38,7 +38,8 @@ def merged_weight(layer: Any, whole: Callable[[Tensor], Tensor] = torch.Tensor.d
     weight, a, b = map(whole, (layer.base_layer.weight, layer.lora_A[NAME].weight, layer.lora_B[NAME].weight))
     addition = (b @ a) * layer.scaling[NAME]
     # GPT-2's layers hold the transpose.
-    return (weight + (addition.T if layer.fan_in_fan_out else addition)).to(weight.dtype)
+    merged: Tensor = weight + (addition.T if layer.fan_in_fan_out else addition)
+    return merged.to(weight.dtype)
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -109,14 +109,13 @@ class LoRA:
                     f"({model.config.model_type}), which has {', '.join(found)}."
                 )
         rank = self.rank or _DEFAULT_RANK
-        path = Path(model.name_or_path)
         return LoraConfig(
             r=rank,
             lora_alpha=2 * rank if self.alpha is None else self.alpha,  # type: ignore[arg-type]
             target_modules=self.targets or found,
             task_type="CAUSAL_LM",
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in layers.values()),
-            base_model_name_or_path=str(path.resolve() if path.is_dir() else path) if model.name_or_path else None,
+            base_model_name_or_path=_location(model),
         )
 
 
@@ -167,6 +166,12 @@ def inject(config: Any, model: PreTrainedModel, *, seed: int) -> None:
         inject_adapter_in_model(config, model)
     for parameter in adapter_weights(model).values():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _location(model: PreTrainedModel) -> str | None:
+    """Where a model was loaded from, to be found again from any folder."""
+    name = model.name_or_path or None
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def _last(name: str) -> str:

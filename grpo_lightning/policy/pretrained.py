@@ -6,8 +6,13 @@ from typing import Literal
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_lightning.policy.adaptation import merge, weights_checksum
+from grpo_lightning.policy.adapter_folder import Adapter, is_adapter
+from grpo_lightning.policy.lora import put_on, require_peft
 from grpo_lightning.policy.source import PolicySource
 from grpo_lightning.types import ConfigurationError
+
+_PATH = "model.policy.path"
 
 
 class PretrainedPolicy(PolicySource):
@@ -15,7 +20,8 @@ class PretrainedPolicy(PolicySource):
 
     Args:
         path: A local folder (anything that starts with ``.``, ``/`` or ``~``, or exists), or a hub id
-            (``Qwen/Qwen2.5-0.5B-Instruct``).
+            (``Qwen/Qwen2.5-0.5B-Instruct``). The folder may be an adapter's, as a run under model.lora leaves it: the
+            policy is then the model that it was trained on, with the adapter merged into its weights.
         dtype: Precision of the weights in training; "auto" takes what the checkpoint is stored in.
         attn_implementation: The attention of transformers; None lets it choose.
         revision: Branch, tag or commit of the hub's repository.
@@ -54,12 +60,27 @@ class PretrainedPolicy(PolicySource):
     def load_model(self, *, seed: int) -> PreTrainedModel:  # noqa: ARG002 - a checkpoint leaves nothing to chance
         """The model with its weights."""
         self._require_folder()
+        if self._is_local and is_adapter(Path(self._location)):
+            return self._load_merged(Adapter.read(Path(self._location), _PATH))
         try:
             return AutoModelForCausalLM.from_pretrained(self._location, **self._hub, **self._model)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ConfigurationError(
                 f"model.policy.path: no causal language model could be loaded from {self.path!r}: {_reason(error)}"
             ) from error
+
+    def _load_merged(self, adapter: Adapter) -> PreTrainedModel:
+        require_peft(_PATH)
+        base = adapter.config.base_model_name_or_path
+        if base is None:
+            raise ConfigurationError(f"{_PATH}: the adapter in {self.path!r} does not say which model it is for.")
+        source = PretrainedPolicy(base)
+        source._hub, source._model = self._hub, self._model
+        model = source.load_model(seed=0)
+        put_on(adapter, model, weights_checksum(model), _PATH)
+        merge(model)
+        model.name_or_path = self._location
+        return model
 
     @property
     def _location(self) -> str:
@@ -71,7 +92,7 @@ class PretrainedPolicy(PolicySource):
 
     def _require_folder(self) -> None:
         folder = Path(self.path).expanduser()
-        if self._is_local and not (folder / "config.json").is_file():
+        if self._is_local and not (folder / "config.json").is_file() and not is_adapter(folder):
             missing = "has no config.json" if folder.is_dir() else "does not exist"
             raise ConfigurationError(f"model.policy.path: the model folder {self.path!r} {missing}.")
 
