@@ -11,7 +11,7 @@ from replay import Sums
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.objective import grpo
-from grpo_lightning.policy import CharacterPolicy
+from grpo_lightning.policy import CharacterPolicy, LoRA
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.types import SamplingParams
 
@@ -40,20 +40,21 @@ class Shares(Callback):
         self.means.append(sum(self.reward.shares) / len(self.reward.shares))
 
 
-def train(seed, *, is_shuffled):
+def train(seed, *, is_shuffled, max_steps=60, lr=3e-3, lora=None):
     reward = Sevens(is_shuffled)
     shares = Shares(reward)
     module = GRPOModule(
         CharacterPolicy("0123456789+=", hidden_size=32, num_layers=1, num_heads=2, max_positions=32),
         grpo(kl_coefficient=0.0),
         SamplingParams(max_new_tokens=8),
-        partial(torch.optim.AdamW, lr=3e-3),
+        partial(torch.optim.AdamW, lr=lr),
         prompts_per_iteration=8,
         group_size=8,
+        lora=lora and LoRA(**lora),
         seed=seed,
     )
     trainer = Trainer(
-        max_steps=60,
+        max_steps=max_steps,
         max_epochs=-1,
         accelerator="cpu",
         logger=False,

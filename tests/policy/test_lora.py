@@ -266,10 +266,9 @@ class TestMistakes:
         [
             (peft.LoraConfig(target_modules=["q_proj"], use_dora=True), "has more than"),
             (peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "has more than"),
-            (peft.LoraConfig(target_modules=["q_proj"], lora_bias=True), "has more than"),
             (peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "not LoRA"),
         ],
-        ids=["dora", "whole layers", "biases", "another method"],
+        ids=["dora", "whole layers", "another method"],
     )
     def test_adapters_that_are_more_or_another_thing(self, llama, tmp_path, config, what):
         peft.get_peft_model(copy.deepcopy(llama), config).save_pretrained(tmp_path)

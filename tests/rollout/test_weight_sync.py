@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from adapters import adapted
 
-from grpo_lightning.policy import NamedWeights
+from grpo_lightning.policy import NamedWeights, adapter_weights, is_adapted
+from grpo_lightning.policy.adaptation import merge
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.rollout.weight_receiver import WeightReceiver
 from grpo_lightning.rollout.weight_sync import WeightCopyEngine, WeightSyncError, disagreement
@@ -26,6 +28,8 @@ class CopyEngine(WeightCopyEngine):
     def setup(self, model, tokenizer, eos_token_ids):
         super().setup(model, tokenizer, eos_token_ids)
         self.copy = deepcopy(model)
+        if is_adapted(self.copy):
+            merge(self.copy)
         for parameter in self.copy.parameters():
             parameter.data.zero_()
         self.copy.load_weights = self.load_weights
@@ -112,6 +116,21 @@ def test_logprobs_are_the_policys_after_every_update(make_copy_engine, make_mode
             # Two orders of summation in fp32.
             assert completion.sampler_logprobs == pytest.approx(expected, abs=2e-5)
     engine.close()
+
+
+def test_the_copy_of_a_policy_with_an_adapter_is_a_plain_model(model, tokenizer, coordinates, ragged_requests):
+    """It is sent what the adapter makes of the weights; the check of log-probs compares it with the policy."""
+    engine, _ = CopyEngine(), adapted(model)
+    engine.setup(model, tokenizer, EOS)
+    for version in range(2):
+        engine.update_weights(NamedWeights(model), version)
+        assert engine.generate(ragged_requests, SAMPLING, coordinates)
+        with torch.no_grad():
+            for weight in adapter_weights(model).values():
+                weight.add_(0.1)
+    with pytest.raises(WeightSyncError):
+        engine.generate(ragged_requests, SAMPLING, coordinates)
+    assert not any("lora" in name for name, _ in engine.copy.named_parameters())
 
 
 def test_weights_are_sent_only_where_they_have_changed(synced, model):

@@ -13,6 +13,7 @@ from grpo_lightning.strategies.fsdp2 import blocks_of
 SETTINGS = {"dtype": "float64", "live": True, "num_epochs": 2, "accumulate": 2, "iterations": 4}
 SAVED_AT = 4 * 2 + 2  # micro-batches: in the middle of the third iteration, whose experience the checkpoint holds
 UPDATES_AFTER = 3
+ADAPTER = {**SETTINGS, "lora": {"rank": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,13 @@ def single(folder):
     save = replay.SaveAt(SAVED_AT, folder / "single.ckpt")
     record, module = replay.run(**SETTINGS, callbacks=[save])
     return SimpleNamespace(record=record, module=module)
+
+
+@pytest.fixture(scope="module")
+def adapter(folder):
+    """A run that trains an adapter alone, in one process."""
+    record, _ = replay.run(**ADAPTER, callbacks=[replay.SaveAt(SAVED_AT, folder / "adapter_single.ckpt")])
+    return vars(record)
 
 
 def relative(a, b):
@@ -105,6 +113,36 @@ def test_the_export_beside_a_checkpoint_is_the_whole_policy(folder, sharded):
     saved = torch.load(folder / "sharded.ckpt")["state_dict"]
     assert all(torch.equal(saved[f"policy.model.{name}"], value) for name, value in model.state_dict().items())
     assert not any(name.startswith("reference.") for name in saved)
+
+
+class TestAdapter:
+    """A few trained weights among frozen ones, with layers and whole pieces that are computed again."""
+
+    @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
+    def test_two_ranks_are_one_process_and_go_on_as_one(self, folder, adapter, strategy):
+        path = folder / f"adapter_{strategy}.ckpt"
+        first, _ = replay.two_ranks(
+            folder / f"adapter_{strategy}",
+            strategy=strategy,
+            **ADAPTER,
+            gradient_checkpointing=True,
+            max_tokens=20,
+            save_at=[(SAVED_AT, str(path))],
+        )
+        assert_same_updates(first, adapter)
+        checkpoints = [torch.load(p) for p in (path, folder / "adapter_single.ckpt")]
+        assert checkpoints[0]["state_dict"].keys() == checkpoints[1]["state_dict"].keys()
+        assert all("lora_" in name for name in checkpoints[0]["state_dict"])
+        module, data, trainer, record = replay.make(**ADAPTER)
+        trainer.fit(module, data, ckpt_path=path)
+        assert_same_updates(vars(record), {key: adapter[key][-UPDATES_AFTER:] for key in ("gradients", "weights")})
+
+    def test_a_run_of_one_process_goes_on_in_shards(self, folder, adapter):
+        """The optimizer's states have numbers, which leave out what is frozen."""
+        first, _ = replay.two_ranks(
+            folder / "adapter_from", strategy="fsdp2", **ADAPTER, ckpt_path=str(folder / "adapter_single.ckpt")
+        )
+        assert_same_updates(first, {key: adapter[key][-UPDATES_AFTER:] for key in ("gradients", "weights")})
 
 
 def test_the_blocks_are_the_models_layers():
