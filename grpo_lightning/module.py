@@ -62,7 +62,7 @@ class GRPOModule(ModelsOfARun):
         evaluation: How held-out prompts are judged; None for greedy accuracy alone.
         layout: How completions share a training forward; None for `SharedPrefix`. It changes time and memory alone.
         max_tokens_per_microbatch: Largest micro-batch, in tokens as laid out, that is computed at once; a larger one is
-            cut into pieces that are computed again in the backward pass. None for no limit.
+            cut into pieces that are computed again in the backward pass. None for no limit; fsdp2 takes none.
         max_failure_rate: Largest share of an iteration's completions that a reward may fail on.
         seed: Of every random number of the run.
 
@@ -299,7 +299,7 @@ class GRPOModule(ModelsOfARun):
         self.reward_callbacks = find_rewards(self.trainer.callbacks)  # type: ignore[attr-defined]
         self.evaluation.check_rewards([reward.name for reward in self.reward_callbacks])
         if stage == "fit":
-            check_trainer(self.trainer, self.shape)
+            check_trainer(self.trainer, self.shape, self.max_tokens_per_microbatch)
             io = self.trainer.strategy.checkpoint_io
             self.trainer.strategy.checkpoint_io = PolicyExport(io, self.save_policy)
 

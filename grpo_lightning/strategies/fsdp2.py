@@ -34,6 +34,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         process_group_backend: Of torch.distributed; None takes what suits the device.
     """
 
+    forwards_together = True
+    """A forward of one rank puts weights together, for which it needs the others."""
+
     def __init__(
         self,
         compute_dtype: Literal["bfloat16", "float16"] | None = None,
