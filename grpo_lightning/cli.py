@@ -124,8 +124,11 @@ class _CommandLine(LightningCLI):
         # Asked of the environment: the strategy does not know its rank yet.
         is_first = getattr(rank_zero_only, "rank", 0) == 0
         if settings.get("ckpt_path") is None and is_first:
-            policy = settings.get("model.init_args.policy.init_args.path")
-            earlier = set_aside(self.trainer, in_use=Path(policy) if policy else None)
+            in_use = {
+                "model.policy.path": settings.get("model.init_args.policy.init_args.path"),
+                "model.lora.from_adapter": settings.get("model.init_args.lora.from_adapter"),
+            }
+            earlier = set_aside(self.trainer, in_use=in_use)
             if earlier is not None:
                 print(f"An earlier run was moved to {earlier}. To go on with one, give its --ckpt_path.", flush=True)
 

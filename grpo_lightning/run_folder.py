@@ -1,5 +1,6 @@
 """Where a run's artefacts lie."""
 
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def set_aside(trainer: Trainer, *, in_use: Path | None) -> Path | None:
+def set_aside(trainer: Trainer, *, in_use: Mapping[str, str | None]) -> Path | None:
     """Move an earlier run away that lies where a new one is about to write, so that neither loses anything.
 
     A run is a folder of the first logger with a ``config.yaml``; ``runs/name`` becomes ``runs/name.1``, or the next
@@ -28,7 +29,7 @@ def set_aside(trainer: Trainer, *, in_use: Path | None) -> Path | None:
 
     Args:
         trainer: Of the new run.
-        in_use: A folder that the new run reads, if any.
+        in_use: By their settings, the folders that the new run reads.
 
     Returns:
         Where the earlier run is now; None where there was none.
@@ -40,11 +41,12 @@ def set_aside(trainer: Trainer, *, in_use: Path | None) -> Path | None:
     if log_dir is None or not (Path(log_dir) / "config.yaml").is_file():
         return None
     folder = Path(log_dir)
-    if in_use is not None and folder.resolve() in in_use.resolve().parents:
-        raise ConfigurationError(
-            f"model.policy.path: {in_use} lies in the folder of an earlier run, which this one would write to.\n"
-            "Name another folder in trainer.logger."
-        )
+    for key, read in in_use.items():
+        if read is not None and folder.resolve() in Path(read).resolve().parents:
+            raise ConfigurationError(
+                f"{key}: {read} lies in the folder of an earlier run, which this one would write to.\n"
+                "Name another folder in trainer.logger."
+            )
     earlier = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
     folder.rename(earlier)
     return earlier

@@ -234,6 +234,28 @@ KNOWN_BEFORE_THE_MODEL = {
     ),
     "top-p in training": ({"model.init_args.sampling.top_p": 0.9}, "model.sampling", "top_p"),
     "top-k in training": ({"model.init_args.sampling.top_k": 5}, "model.sampling", "top_k"),
+    "no rank": ({"model.init_args.lora": {"rank": 0}}, "model.lora.rank", ">= 1, got 0"),
+    "a misspelt key of the adapter": ({"model.init_args.lora": {"rnk": 4}}, "model.lora.rnk", "rank"),
+    "an adapter that is not there": (
+        {"model.init_args.lora": {"from_adapter": "./absent"}},
+        "model.lora.from_adapter",
+        "absent",
+    ),
+    "a reference that cannot be moved": (
+        {
+            "model.init_args.lora": {"rank": 4},
+            "model.init_args.objective.kl": {
+                "class_path": "KLInLoss",
+                "init_args": {"coefficient": 0.1, "estimator": {"class_path": "K3"}},
+            },
+            "trainer.callbacks": [
+                {"class_path": "own_rewards.Uneven"},
+                {"class_path": "ReferenceRefresh", "init_args": {"every_n_steps": 1}},
+            ],
+        },
+        "ReferenceRefresh",
+        "model.lora",
+    ),
     "greedy training": ({"model.init_args.sampling.temperature": 0.0}, "model.sampling.temperature", "> 0"),
 }
 

@@ -1,5 +1,6 @@
 """The run folder is the first logger's, or the Trainer's own."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,23 +47,25 @@ def earlier_run(folder: Path) -> Path:
 
 def test_an_earlier_run_is_moved_away_whole(tmp_path: Path) -> None:
     new = trainer(tmp_path, CSVLogger(tmp_path, name="run", version=""))
-    assert set_aside(new, in_use=None) is None
+    assert set_aside(new, in_use={}) is None
     for number in (1, 2):
         (earlier_run(tmp_path / "run") / "number").write_text(str(number))
-        assert set_aside(new, in_use=tmp_path / "policy") == tmp_path / f"run.{number}"
+        assert set_aside(new, in_use={"model.policy.path": str(tmp_path / "policy")}) == tmp_path / f"run.{number}"
         assert (tmp_path / f"run.{number}/number").read_text() == str(number)
         assert not (tmp_path / "run").exists()
 
 
 def test_what_is_no_run_of_ours_stays(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert set_aside(trainer(tmp_path, CSVLogger(tmp_path, name="run", version="")), in_use=None) is None
-    assert set_aside(trainer(tmp_path), in_use=None) is None
+    assert set_aside(trainer(tmp_path, CSVLogger(tmp_path, name="run", version="")), in_use={}) is None
+    assert set_aside(trainer(tmp_path), in_use={}) is None
     assert (tmp_path / "run").is_dir()
 
 
-def test_a_policy_within_the_earlier_run_is_not_moved_under_the_feet_of_its_reader(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["model.policy.path", "model.lora.from_adapter"])
+def test_a_policy_within_the_earlier_run_is_not_moved_under_the_feet_of_its_reader(tmp_path: Path, key: str) -> None:
     run = earlier_run(tmp_path / "run")
-    with pytest.raises(ConfigurationError, match=r"model\.policy\.path: .* lies in the folder of an earlier run"):
-        set_aside(trainer(tmp_path, CSVLogger(tmp_path, name="run", version="")), in_use=run / "policy")
+    in_use = {"another": None, key: str(run / "policy")}
+    with pytest.raises(ConfigurationError, match=rf"{re.escape(key)}: .* lies in the folder of an earlier run"):
+        set_aside(trainer(tmp_path, CSVLogger(tmp_path, name="run", version="")), in_use=in_use)
     assert run.is_dir()
