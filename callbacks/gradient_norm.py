@@ -18,5 +18,5 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:  # noqa: ARG002
         """Log it; Lightning clips afterwards."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for p in pl_module.policy.parameters() if p.requires_grad]
         pl_module.log("policy/gradient_norm", pl_module.placement.gradient_norm(parameters))

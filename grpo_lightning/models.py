@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grpo_lightning.checkpointing import write_whole
@@ -72,6 +73,11 @@ class ModelsOfARun(HeldOutLoops, ABC):
             return {name: state[name] for name in names}
         saved = ("policy.", "reference.") if self.has_moved_reference else ("policy.",)
         return {name: value for name, value in state.items() if name.startswith(saved)}
+
+    @property
+    def weight_shapes(self) -> dict[str, torch.Size]:
+        """Of what `state_dict` has, whole."""
+        return {name: self.placement.shape(weight) for name, weight in self.state_dict(keep_vars=True).items()}
 
     def export_policy(self, folder: Path) -> None:
         """Write a folder that transformers alone loads, or PEFT where there is an adapter. A collective."""

@@ -220,6 +220,8 @@ class GRPOModule(ModelsOfARun):
         self._has_stepped = self.experience.counts_of(self._tick.update).tokens > 0
         if self._has_stepped:
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+        else:
+            self.placement.discard_gradients()
         if self._tick.ends_iteration:
             self.iteration += 1
             self.experience = None
@@ -364,7 +366,7 @@ class GRPOModule(ModelsOfARun):
         state = own_state(checkpoint)
         saved = weights_of(checkpoint, with_reference=self.reference is not None)
         self.has_moved_reference = any(name.startswith("reference.") for name in saved)
-        check_weights(saved, self.state_dict())
+        check_weights(saved, self.weight_shapes)
         check_base(state, self.base_checksum)
         if not self.trainer.training:
             return

@@ -204,16 +204,21 @@ def weights_of(checkpoint: dict[str, Any], *, with_reference: bool) -> dict[str,
     return {name: value for name, value in weights.items() if with_reference or not name.startswith("reference.")}
 
 
-def check_weights(saved: dict[str, Any], current: dict[str, Any]) -> None:
+def check_weights(saved: dict[str, Any], current: dict[str, torch.Size]) -> None:
     """Refuse the checkpoint of another model.
+
+    Args:
+        saved: The weights in the checkpoint.
+        current: The shapes of the model's.
 
     Raises:
         ConfigurationError: A weight is missing, is new, or has another shape.
     """
-    for name in sorted({*saved, *current}):
-        shapes = [tuple(weights[name].shape) if name in weights else None for weights in (saved, current)]
-        if shapes[0] != shapes[1]:
-            described = ["absent" if shape is None else f"of shape {shape}" for shape in shapes]
+    found = {name: weight.shape for name, weight in saved.items()}
+    for name in sorted({*found, *current}):
+        if found.get(name) != current.get(name):
+            pair = (found.get(name), current.get(name))
+            described = ["absent" if shape is None else f"of shape {tuple(shape)}" for shape in pair]
             raise ConfigurationError(
                 f"--ckpt_path: the checkpoint is of another model than model.policy, or has another model.lora: {name} "
                 f"is {described[0]} in the checkpoint and {described[1]} in the model."

@@ -6,9 +6,13 @@ that every run learns from the same tokens whatever its weights.
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import controlled
@@ -18,11 +22,11 @@ from exact_norms import in_double
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from shards import local, whole
-from torch.utils._pytree import tree_map
+from shards import local, num_accumulated, optimizer_states, whole, whole_gradient
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.batching import Packed, Padded, SharedPrefix
+from grpo_lightning.callbacks.gradient_norm import GradientNorm
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import uniforms
 from grpo_lightning.groups import DynamicSampling
@@ -43,12 +47,15 @@ from grpo_lightning.objective import (
     TruncatedWeights,
     TwoSidedClipped,
 )
+from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import CharacterPolicy, LoRA
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
+from grpo_lightning.strategies import ZeROStrategy
 from grpo_lightning.types import Completion, FinishReason, SamplingParams, StepScores
 
 LAYOUTS = {"padded": Padded, "packed": Packed, "shared_prefix": SharedPrefix}
+WATCHDOG_SECONDS = 120
 ALPHABET = "0123456789+="
 
 
@@ -98,17 +105,34 @@ class RecordedEngine(RolloutEngine):
         pass
 
 
+class UnevenEngine(InProcessEngine):
+    """Draws one token alone for each slot of odd number: of two ranks, the second is done at once."""
+
+    def generate(self, requests, sampling, coordinates):
+        even, odd = ([r for r in requests if r.slot % 2 == parity] for parity in (0, 1))
+        long = iter(super().generate(even, sampling, coordinates) if even else ())
+        short = iter(super().generate(odd, replace(sampling, max_new_tokens=1), coordinates) if odd else ())
+        return [c for r in requests for c in islice(short if r.slot % 2 else long, r.num_completions)]
+
+
 class TokenSum(RewardCallback):
     """Depends on the tokens alone; where `fails_on_odd`, fails on the prompts of odd index.
 
-    Where `num_solved_in_seven` is given, that many completions in seven are right, the others wrong.
+    Where `num_solved_in_seven` is given, that many completions in seven are right, the others wrong. In the iteration
+    `fails_in`, it fails on all of them, and nothing is learned.
     """
 
-    def __init__(self, fails_on_odd=False, num_solved_in_seven=None):
+    def __init__(self, fails_on_odd=False, num_solved_in_seven=None, fails_in=None):
         super().__init__(name="token_sum")
-        self.fails_on_odd, self.num_solved_in_seven = fails_on_odd, num_solved_in_seven
+        self.fails_on_odd, self.num_solved_in_seven, self.fails_in = fails_on_odd, num_solved_in_seven, fails_in
+        self.iteration = 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.iteration = pl_module.iteration
 
     def score(self, prompts, completions):
+        if self.iteration == self.fails_in:
+            return [float("nan")] * len(prompts)
         odd = [self.fails_on_odd and prompt.index % 2 == 1 for prompt in prompts]
         sums = [sum(c.token_ids) % 7 / 7 for c in completions]
         if self.num_solved_in_seven is not None:
@@ -134,16 +158,17 @@ class Record(Callback):
     """The gradient before clipping of every update, every metric of every update, the weights after each iteration."""
 
     def __init__(self):
-        self.gradients, self.weights, self.metrics = [], [], []
+        self.gradients, self.weights, self.metrics, self.num_left = [], [], [], []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append(torch.cat([whole(p.grad).flatten().clone() for p in trained(pl_module)]))
+        self.gradients.append(torch.cat([whole_gradient(p).flatten().clone() for p in trained(pl_module)]))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch.ends_update:
             logged = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("validation")}
             self.metrics.append(logged)
             self.weights.append(weights(pl_module))
+            self.num_left.append(num_accumulated(trainer))
 
 
 class SaveAt(Callback):
@@ -162,7 +187,7 @@ def trained(module):
 
 
 def weights(module):
-    return torch.cat([whole(p.detach()).flatten().clone() for p in module.policy.parameters()])
+    return torch.cat([whole(p).detach().flatten().clone() for p in module.policy.parameters()])
 
 
 def overlay(name):
@@ -217,6 +242,11 @@ def make(
     objective=None,
     with_steps=False,
     live=False,
+    uneven=False,
+    fails_in=None,
+    schedule=None,
+    optimizer="AdamW",
+    zero=None,
     max_rounds=None,
     num_solved_in_seven=None,
     is_controlled=False,
@@ -234,12 +264,13 @@ def make(
         TinyPolicy(getattr(torch, dtype)),
         objective or seed_objective(aggregation),
         SamplingParams(max_new_tokens=12),
-        partial(torch.optim.AdamW, lr=lr),
+        partial(getattr(torch.optim, optimizer), lr=lr),
         prompts_per_iteration=4,
         group_size=group_size,
         num_epochs=num_epochs,
         num_minibatches=num_minibatches,
-        engine=InProcessEngine() if live else RecordedEngine(),
+        engine=UnevenEngine() if uneven else InProcessEngine() if live else RecordedEngine(),
+        schedule=Schedule(**schedule) if schedule else None,
         groups=DynamicSampling(max_rounds) if max_rounds else None,
         layout=LAYOUTS[layout](),
         max_tokens_per_microbatch=max_tokens,
@@ -249,6 +280,8 @@ def make(
         seed=3,
     )
     record = Record()
+    if zero:
+        trainer_kwargs["strategy"] = ZeROStrategy(**zero)
     settings = {
         "max_steps": iterations * num_epochs * num_minibatches,
         "accumulate_grad_batches": accumulate,
@@ -267,7 +300,13 @@ def make(
     }
     trainer = Trainer(
         **{**settings, **trainer_kwargs},
-        callbacks=[TokenSum(fails_on_odd, num_solved_in_seven), *([Steps()] if with_steps else []), record, *callbacks],
+        callbacks=[
+            TokenSum(fails_on_odd, num_solved_in_seven, fails_in),
+            *([Steps()] if with_steps else []),
+            GradientNorm(),
+            record,
+            *callbacks,
+        ],
     )
     return module, Sums(), trainer, record
 
@@ -290,8 +329,15 @@ def two_ranks(folder, **settings):
     file.write_text(json.dumps({"ranks": 2, "iterations": 5, **settings}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, __file__, file, out]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as world:
+        try:
+            _, errors = world.communicate(timeout=WATCHDOG_SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(world.pid, signal.SIGKILL)  # of a world that hangs, every rank
+    assert world.returncode == 0, errors[-3000:]
     return [torch.load(f"{out}.rank{rank}") for rank in range(settings.get("ranks", 2))]
 
 
@@ -304,8 +350,9 @@ def main(settings, out):
         "gradients": record.gradients,
         "weights": record.weights,
         "metrics": record.metrics,
+        "num_left": record.num_left,
         "states": [state for c in trainer.callbacks if isinstance(c, controlled.States) for state in c.states],
-        "optimizer": tree_map(whole, trainer.optimizers[0].state_dict()["state"]),
+        "optimizer": optimizer_states(trainer),
         "local_weights": sum(local(p).numel() for p in module.policy.parameters()),
         "slots": module.rollout.slots if module.rollout else (),
         "tokens": [c.token_ids for c in module.rollout.completions] if module.rollout else [],

@@ -44,5 +44,11 @@ def _additions(layer: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
+    """A weight as it is, or put together from the shards of FSDP2 or of ZeRO."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -10,11 +10,17 @@ from lightning.pytorch.strategies import (
 
 from grpo_lightning.strategies.fsdp2 import FSDP2Placement, FSDP2Strategy
 from grpo_lightning.strategies.placement import WHOLE, Placement
+from grpo_lightning.strategies.zero import ZeROStrategy, refused
 from grpo_lightning.types import ConfigurationError
 
 StrategyRegistry.register(
     "fsdp2", FSDP2Strategy, description="Shards over all ranks, by torch's fully_shard", override=True
 )
+for stage, what in {1: "optimizer states", 2: "and gradients", 3: "and weights"}.items():
+    description = f"ZeRO of stage {stage}, by DeepSpeed: shards {what}"
+    StrategyRegistry.register(f"deepspeed_{stage}", ZeROStrategy, description, override=True, stage=stage)
+for name in ("", "_stage_1", "_stage_2", "_stage_2_offload", "_stage_3", "_stage_3_offload", "_stage_3_offload_nvme"):
+    StrategyRegistry.register(f"deepspeed{name}", refused(f"deepspeed{name}"), "See deepspeed_1", override=True)
 
 
 def placement_of(strategy: Strategy) -> Placement:
@@ -29,9 +35,9 @@ def placement_of(strategy: Strategy) -> Placement:
     if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise ConfigurationError(
             f"trainer.strategy: {type(strategy).__name__} is not supported: rollouts need weights that it has cut. "
-            "Set fsdp2 to shard, or ddp."
+            "Set fsdp2 or deepspeed_3 to shard, or ddp."
         )
     return WHOLE
 
 
-__all__ = ["WHOLE", "FSDP2Placement", "FSDP2Strategy", "Placement", "placement_of"]
+__all__ = ["WHOLE", "FSDP2Placement", "FSDP2Strategy", "Placement", "ZeROStrategy", "placement_of"]

@@ -33,6 +33,10 @@ class Placement:
         """
         return model.state_dict()
 
+    def shape(self, weight: Tensor) -> torch.Size:
+        """Of the whole weight, also where this rank has a share alone."""
+        return weight.shape
+
     def local(self, parameter: nn.Parameter) -> Tensor:
         """This rank's share of a weight, to be read or written in place; ranks cut all weights alike."""
         return parameter.detach()
@@ -41,6 +45,9 @@ class Placement:
         """The L2 norm of the whole gradient, in fp64, the same on every rank. A collective."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         return norm_of(gradients)
+
+    def discard_gradients(self) -> None:
+        """Forget what was accumulated for an update that is not made; the next one begins without those of weights."""
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,8 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -10,7 +13,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 
-from grpo_lightning.strategies import WHOLE, FSDP2Strategy, placement_of
+from grpo_lightning.strategies import WHOLE, FSDP2Strategy, ZeROStrategy, placement_of
 from grpo_lightning.types import ConfigurationError
 
 
@@ -28,6 +31,26 @@ def test_a_strategy_that_shards_without_telling_is_refused(strategy):
 
 def test_the_sharding_strategy_has_a_name_of_its_own():
     assert type(StrategyRegistry.get("fsdp2")) is FSDP2Strategy
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_each_stage_of_zero_has_a_name_of_its_own(stage):
+    strategy = StrategyRegistry.get(f"deepspeed_{stage}")
+    assert type(strategy) is ZeROStrategy
+    assert strategy.config["zero_optimization"]["stage"] == stage
+
+
+def test_zero_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("grpo_lightning.strategies.zero.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"trainer.strategy: .*pip install 'grpo_lightning\[deepspeed\]'"):
+        ZeROStrategy(stage=2)
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "deepspeed_stage_2", "deepspeed_stage_3_offload"])
+def test_a_name_of_lightnings_own_says_which_to_set(name):
+    with pytest.raises(ConfigurationError, match=f"trainer.strategy: {name} .*deepspeed_1, deepspeed_2 or deepspeed_3"):
+        Trainer(strategy=name, accelerator="cpu", logger=False)
 
 
 def test_the_norm_of_a_gradient_is_that_of_all_its_parts():

@@ -1,0 +1,120 @@
+"""Where ZeRO has weights and gradients: weights whole under stages 1 and 2, in shards under stage 3."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grpo_lightning.strategies.placement import Placement, norm_of
+from grpo_lightning.strategies.zero_state import gathered, is_cut, weight_shape, whole_weight
+
+
+class ZeROPlacement(Placement):
+    """Whole weights, and the gradients in the optimizer's shards.
+
+    Args:
+        strategy: A `ZeROStrategy`.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    @property
+    def _optimizer(self) -> Any:
+        """ZeRO's."""
+        return self.strategy.deepspeed_engine.optimizer
+
+    def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:
+        """Put together on the CPU of the first rank, in full precision."""
+        weights = {}
+        for name, weight in model.state_dict(keep_vars=True).items():
+            if trained_only and not weight.requires_grad:
+                continue
+            whole = whole_weight(weight)
+            if self.strategy.is_global_zero:
+                weights[name] = whole
+        return weights
+
+    def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """The root of the squares of all shards."""
+        shards = [shard for parameter in parameters if (shard := self._gradient_shard(parameter)) is not None]
+        device = self.strategy.root_device
+        square = norm_of(shards).square() if shards else torch.zeros((), dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(square)
+        return square.sqrt()
+
+    def _gradient_shard(self, parameter: Any) -> Tensor | None:
+        """This rank's, once the backward passes are done; None where it has none."""
+        if parameter._hp_mapping is None:
+            return None
+        shard: Tensor = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+        return shard
+
+    def discard_gradients(self) -> None:
+        """As DeepSpeed does where a gradient overflowed."""
+        optimizer = self._optimizer
+        optimizer.zero_grad()
+        optimizer.micro_step_id = -1
+        for group in range(len(optimizer.bit16_groups)):
+            optimizer.averaged_gradients[group] = None
+            optimizer.all_grad_tensors[group] = None
+        if optimizer.cpu_offload:
+            optimizer.reset_cpu_buffers()
+
+
+class ZeRO3Placement(ZeROPlacement):
+    """Shards of every weight, of the reference too; DeepSpeed's hooks put a module together while it is called."""
+
+    @contextmanager
+    def whole(self, policy: nn.Module) -> Iterator[None]:
+        """Put all weights together once, and keep the hooks from taking them apart after each call."""
+        offload = self._offload
+        offload.get_param_coordinator().release_and_reset_all(offload.module)  # also waits for what is on its way
+        hooks = {hook.id for hook in (*offload.forward_hooks, *offload.backward_hooks)}
+        with gathered([*policy.parameters()]), _without(policy, hooks):
+            yield
+
+    @property
+    def _offload(self) -> Any:
+        """What cuts the weights: part of the optimizer, or alone where nothing is trained."""
+        return getattr(self._optimizer, "parameter_offload", self._optimizer)
+
+    def shape(self, weight: Tensor) -> torch.Size:
+        """Of all shards."""
+        return weight_shape(weight)
+
+    def local(self, parameter: Any) -> Tensor:
+        """Its shard; a whole copy, of which small weights are kept, is let go."""
+        if not is_cut(parameter):
+            return super().local(parameter)
+        if parameter.ds_status.name == "AVAILABLE":
+            parameter.partition()
+        shard: Tensor = parameter.ds_tensor
+        return shard
+
+    def _gradient_shard(self, parameter: Any) -> Tensor | None:
+        from deepspeed.utils import safe_get_local_grad
+
+        shard: Tensor = safe_get_local_grad(parameter)
+        rank = torch.distributed.get_rank(parameter.ds_process_group)
+        return shard.flatten()[: max(0, parameter.ds_numel - rank * shard.numel())]  # the rest is padding
+
+    def discard_gradients(self) -> None:
+        """As DeepSpeed does where a gradient overflowed."""
+        self._optimizer.zero_grad()
+        self._optimizer.averaged_gradients = {}
+
+
+@contextmanager
+def _without(model: nn.Module, hooks: set[int]) -> Iterator[None]:
+    """Inside, a model's modules are called without the hooks of these numbers."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            for name in ("_forward_hooks", "_forward_pre_hooks"):
+                all_hooks: OrderedDict[int, Any] = getattr(module, name)
+                stack.callback(setattr, module, name, all_hooks)
+                setattr(module, name, OrderedDict((k, hook) for k, hook in all_hooks.items() if k not in hooks))
+        yield
