@@ -87,7 +87,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         Raises:
             ConfigurationError: Weights would be stepped in half precision, in which small steps are lost.
         """
-        precision: Any = self.precision_plugin.precision  # type: ignore[attr-defined]
+        precision: Any = self.precision_plugin.precision
         if precision not in ("32-true", "bf16-mixed"):
             raise ConfigurationError(
                 f"trainer.precision under deepspeed_{self.stage} must be 32-true, or bf16-mixed to compute in bfloat16 "
