@@ -1,6 +1,6 @@
 """Log-probabilities and entropies of given tokens, from hidden states: the whole vocabulary is never in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,39 +84,63 @@ def head_logprobs_and_entropy(
 
 
 class _Logits:
-    """The scaled logits of a head over the temperature, tile by tile, in the precision of the products."""
+    """The scaled logits of a head over the temperature, tile by tile.
+
+    Every tile is written over the last one: fresh memory would cost more than what is computed in it.
+
+    Args:
+        hidden_ND: The states that predict the targets.
+        head: What makes logits of them.
+        temperature: T.
+        tile: Size of a tile.
+        dtype: Of the products; what is computed from them is at least fp32.
+    """
 
     def __init__(self, hidden_ND: Tensor, head: Head, temperature: float, tile: Tile, dtype: torch.dtype) -> None:
         self.hidden_ND, self.head, self.dtype = hidden_ND.to(dtype), head, dtype
         self.temperature, self.tile = temperature, tile
         self.precision = torch.promote_types(dtype, torch.float32)
+        size = min(tile.tokens, len(hidden_ND)) * min(tile.vocabulary, len(head.weight_VD))
+        self._z, self._scratch = (hidden_ND.new_empty(size, dtype=self.precision) for _ in range(2))
 
-    def columns(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """The vocabulary in pieces, with their weights and biases: outermost, so that each is read once."""
-        for start in range(0, len(self.head.weight_VD), self.tile.vocabulary):
+    def columns(self) -> Iterator[tuple[slice, Head]]:
+        """The vocabulary in pieces, with the head of each: outermost, so that each is read once."""
+        weight_VD, bias_V, softcap = self.head
+        for start in range(0, len(weight_VD), self.tile.vocabulary):
             of = slice(start, start + self.tile.vocabulary)
-            bias_V = self.hidden_ND.new_zeros(1) if self.head.bias_V is None else self.head.bias_V[of].to(self.dtype)
-            yield of, self.head.weight_VD[of].to(self.dtype), bias_V
+            yield of, Head(weight_VD[of].to(self.dtype), None if bias_V is None else bias_V[of], softcap)
 
     def rows(self) -> Iterator[slice]:
         """The tokens in pieces."""
         for start in range(0, len(self.hidden_ND), self.tile.tokens):
             yield slice(start, start + self.tile.tokens)
 
-    def of(self, rows: slice, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
-        """z, the scaled logits of a tile."""
-        softcap, inverse = self.head.softcap, 1 / self.temperature
-        alpha = inverse if softcap is None else 1 / softcap
-        z_NV = torch.addmm(bias_V, self.hidden_ND[rows], weight_VD.T, beta=alpha, alpha=alpha).to(self.precision)
-        return z_NV if softcap is None else z_NV.tanh_().mul_(softcap * inverse)
+    def of(self, rows: slice, head: Head) -> Tensor:
+        """z, the scaled logits of a tile; valid until the next one."""
+        hidden_ND, weight_DV = self.hidden_ND[rows], head.weight_VD.T
+        z_NV = self._z[: len(hidden_ND) * weight_DV.shape[1]].view(len(hidden_ND), -1)
+        if self.dtype == self.precision:
+            torch.mm(hidden_ND, weight_DV, out=z_NV)
+        else:
+            z_NV.copy_(hidden_ND @ weight_DV)
+        if head.bias_V is not None:
+            z_NV.add_(head.bias_V)
+        if head.softcap is not None:
+            z_NV.div_(head.softcap).tanh_().mul_(head.softcap)
+        return z_NV if self.temperature == 1 else z_NV.div_(self.temperature)
+
+    def like(self, z_NV: Tensor) -> Tensor:
+        """Room for another tile; valid until the next one."""
+        return self._scratch[: z_NV.numel()].view_as(z_NV)
 
     def to_products(self, z_NV: Tensor, grad_z_NV: Tensor) -> Tensor:
-        """From the gradient of z to that of the head's products."""
-        softcap, inverse = self.head.softcap, 1 / self.temperature
-        if softcap is None:
-            return grad_z_NV.mul_(inverse).to(self.dtype)
-        tanh_NV = z_NV / (softcap * inverse)
-        return grad_z_NV.mul_((1 - tanh_NV.square_()).mul_(inverse)).to(self.dtype)
+        """From the gradient of z, which is overwritten as z is, to that of the head's products and bias."""
+        if self.temperature != 1:
+            grad_z_NV.div_(self.temperature)
+        if self.head.softcap is not None:
+            tanh_NV = z_NV.mul_(self.temperature / self.head.softcap)
+            grad_z_NV.addcmul_(grad_z_NV * tanh_NV, tanh_NV, value=-1)
+        return grad_z_NV.to(self.dtype)
 
 
 class _TiledHead(torch.autograd.Function):
@@ -150,35 +174,74 @@ class _TiledHead(torch.autograd.Function):
         """Gradients of the hidden states, the weight and the bias."""
         hidden_ND, weight_VD, bias_V, targets_N, log_sum_N, entropy_N = ctx.saved_tensors
         softcap, temperature, tile, dtype = ctx.settings
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         with torch.autocast(hidden_ND.device.type, enabled=False):
             logits = _Logits(hidden_ND, Head(weight_VD, bias_V, softcap), temperature, tile, dtype)
-            grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=logits.precision) if wants_hidden else None
-            grad_weight_VD = torch.empty_like(weight_VD) if wants_weight else None
-            grad_bias_V = torch.empty_like(bias_V) if wants_bias else None
-            for columns, weights_VD, biases_V in logits.columns():
-                of_weight_VD = torch.zeros_like(weights_VD, dtype=logits.precision)
-                of_bias_V = of_weight_VD.new_zeros(len(weights_VD))
-                for rows in logits.rows():
-                    entropies = None if grad_entropy_N is None else (grad_entropy_N[rows], entropy_N[rows])
-                    z_NV = logits.of(rows, weights_VD, biases_V)
-                    grad_NV = _grad_z(z_NV, log_sum_N[rows], grad_logprobs_N[rows], entropies)
-                    columns_N, is_here_N = _columns(targets_N[rows], columns.start, len(weights_VD))
-                    at_target_N = torch.where(is_here_N, grad_logprobs_N[rows], 0).to(grad_NV)
-                    grad_NV.scatter_add_(1, columns_N[:, None], at_target_N[:, None])
-                    grad_NV = logits.to_products(z_NV, grad_NV)
-                    if grad_hidden_ND is not None:
-                        grad_hidden_ND[rows] += grad_NV @ weights_VD
-                    if wants_weight:
-                        of_weight_VD += grad_NV.T @ logits.hidden_ND[rows]
-                    if wants_bias:
-                        of_bias_V += grad_NV.sum(0)
-                if grad_weight_VD is not None:
-                    grad_weight_VD[columns] = of_weight_VD
-                if grad_bias_V is not None:
-                    grad_bias_V[columns] = of_bias_V
-        of_hidden_ND = None if grad_hidden_ND is None else grad_hidden_ND.to(hidden_ND.dtype)
-        return of_hidden_ND, grad_weight_VD, grad_bias_V, None, None, None, None
+            outer = _Outer(targets_N, log_sum_N, entropy_N, grad_logprobs_N, grad_entropy_N)
+            gradients = _Gradients.zeros(logits, ctx.needs_input_grad[:3])
+            for columns, head in logits.columns():
+                gradients.add(columns, logits, head, outer)
+        of_hidden_ND = None if gradients.hidden_ND is None else gradients.hidden_ND.to(hidden_ND.dtype)
+        return of_hidden_ND, gradients.weight_VD, gradients.bias_V, None, None, None, None
+
+
+class _Outer(NamedTuple):
+    """What the gradient of each token's logits hangs on."""
+
+    targets_N: Tensor
+    log_sum_N: Tensor
+    entropy_N: Tensor
+    grad_logprobs_N: Tensor
+    grad_entropy_N: Tensor | None
+
+    def of(self, rows: slice) -> "_Outer":
+        """Of some tokens."""
+        return _Outer(*(None if values_N is None else values_N[rows] for values_N in self))  # type: ignore[arg-type]
+
+
+class _Gradients(NamedTuple):
+    """Of the inputs that want one."""
+
+    hidden_ND: Tensor | None
+    """In at least fp32."""
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+
+    @classmethod
+    def zeros(cls, logits: _Logits, wanted: Sequence[bool]) -> "_Gradients":
+        """To be added to."""
+        wants_hidden, wants_weight, wants_bias = wanted
+        weight_VD, bias_V, _ = logits.head
+        return cls(
+            torch.zeros_like(logits.hidden_ND, dtype=logits.precision) if wants_hidden else None,
+            torch.empty_like(weight_VD) if wants_weight else None,
+            torch.empty_like(bias_V) if wants_bias and bias_V is not None else None,
+        )
+
+    def add(self, columns: slice, logits: _Logits, head: Head, outer: _Outer) -> None:
+        """Add what comes from a piece of the vocabulary."""
+        of_weight_VD = torch.zeros_like(head.weight_VD, dtype=logits.precision)
+        of_bias_V = of_weight_VD.new_zeros(len(of_weight_VD))
+        for rows in logits.rows():
+            z_NV = logits.of(rows, head)
+            grad_NV = logits.to_products(z_NV, _grad_z(z_NV, logits.like(z_NV), columns.start, outer.of(rows)))
+            if self.hidden_ND is not None:
+                _add_product(self.hidden_ND[rows], grad_NV, head.weight_VD)
+            if self.weight_VD is not None:
+                _add_product(of_weight_VD, grad_NV.T, logits.hidden_ND[rows])
+            if self.bias_V is not None:
+                of_bias_V += grad_NV.sum(0)
+        if self.weight_VD is not None:
+            self.weight_VD[columns] = of_weight_VD.to(self.weight_VD.dtype)
+        if self.bias_V is not None:
+            self.bias_V[columns] = of_bias_V.to(self.bias_V.dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a total that may be in a higher precision."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _scan(logits: _Logits, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,16 +249,15 @@ def _scan(logits: _Logits, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shape, device, precision = targets_N.shape, targets_N.device, logits.precision
     largest_N = torch.full(shape, -torch.inf, dtype=precision, device=device)
     sum_N, weighted_N, target_N = (torch.zeros(shape, dtype=precision, device=device) for _ in range(3))
-    for columns, weights_VD, biases_V in logits.columns():
+    for columns, head in logits.columns():
         for rows in logits.rows():
-            z_NV = logits.of(rows, weights_VD, biases_V)
-            columns_N, is_here_N = _columns(targets_N[rows], columns.start, len(weights_VD))
+            z_NV = logits.of(rows, head)
+            columns_N, is_here_N = _columns(targets_N[rows], columns.start, z_NV.shape[1])
             of_target_N = z_NV.gather(1, columns_N[:, None]).squeeze(1)
             target_N[rows] = torch.where(is_here_N, of_target_N, target_N[rows])
             before_N = largest_N[rows]
             now_N = torch.maximum(before_N, z_NV.amax(dim=1))
-            z_NV.sub_(now_N[:, None])
-            exp_NV = z_NV.exp()
+            exp_NV = torch.exp(z_NV.sub_(now_N[:, None]), out=logits.like(z_NV))
             # What was summed under the smaller maximum, under the new one; nothing yet where that was -inf.
             shift_N = (before_N - now_N).masked_fill(before_N.isinf(), 0)
             scale_N = shift_N.exp()
@@ -214,12 +276,15 @@ def _columns(targets_N: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]
     return columns_N.clamp(0, width - 1), is_here_N
 
 
-def _grad_z(z_NV: Tensor, log_sum_N: Tensor, grad_N: Tensor, of_entropy: tuple[Tensor, Tensor] | None) -> Tensor:
-    """The gradient of z, but for that of the targets' own logits."""
-    logprobs_NV = z_NV - log_sum_N[:, None]
-    if of_entropy is None:
-        return logprobs_NV.exp_().mul_(-grad_N[:, None])
-    grad_entropy_N, entropy_N = of_entropy
-    probabilities_NV = logprobs_NV.exp()
-    inner_NV = logprobs_NV.add_(entropy_N[:, None]).mul_(grad_entropy_N[:, None]).add_(grad_N[:, None])
-    return probabilities_NV.mul_(inner_NV).neg_()
+def _grad_z(z_NV: Tensor, into_NV: Tensor, start: int, outer: _Outer) -> Tensor:
+    """The gradient of z, written into another tile; z stays as it is."""
+    grad_N1 = outer.grad_logprobs_N[:, None].to(z_NV.dtype)
+    logprobs_NV = torch.sub(z_NV, outer.log_sum_N[:, None], out=into_NV)
+    if outer.grad_entropy_N is None:
+        grad_NV = logprobs_NV.exp_().mul_(-grad_N1)
+    else:
+        probabilities_NV = logprobs_NV.exp()
+        inner_NV = logprobs_NV.add_(outer.entropy_N[:, None]).mul_(outer.grad_entropy_N[:, None]).add_(grad_N1)
+        grad_NV = inner_NV.mul_(probabilities_NV).neg_()
+    columns_N, is_here_N = _columns(outer.targets_N, start, z_NV.shape[1])
+    return grad_NV.scatter_add_(1, columns_N[:, None], torch.where(is_here_N, grad_N1.squeeze(1), 0)[:, None])
