@@ -15,13 +15,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer, __version__
 from grpo_lightning import GRPOModule
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.objective import K3, Clipped, GroupMean, GroupStd, KLInLoss, Objective, TokenMean, TokenRatio
-from grpo_lightning.policy import PretrainedPolicy
+from grpo_lightning.policy import PolicySource, PretrainedPolicy
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.types import Completion, Prompt, SamplingParams
 from tools.benchmark import memory
 from tools.benchmark.model_folder import prompt_texts, reward_of
 from tools.benchmark.protocol import Channel, FinishedError, Hello, Report
 from tools.benchmark.rate import matmul_rate
+from tools.benchmark.series import POINTS
 from tools.benchmark.workloads import WORKLOADS, Workload
 
 
@@ -128,12 +129,12 @@ def serve(trainer: Trainer, module: GRPOModule, data: PromptDataModule) -> None:
         trainer.fit(module, data)
 
 
-def make_module(workload: Workload, folder: Path, *, is_fused: bool) -> GRPOModule:
+def make_module(workload: Workload, policy: PolicySource, *, is_fused: bool) -> GRPOModule:
     """The workload as a module.
 
     Args:
         workload: What a step does.
-        folder: Of the model.
+        policy: The model.
         is_fused: Whether the optimizer is; Lightning clips no gradients of a fused one in mixed precision.
     """
     objective = Objective(
@@ -145,7 +146,7 @@ def make_module(workload: Workload, folder: Path, *, is_fused: bool) -> GRPOModu
         kl=KLInLoss(coefficient=workload.kl_coefficient, estimator=K3()),
     )
     return GRPOModule(
-        policy=PretrainedPolicy(str(folder)),
+        policy=policy,
         objective=objective,
         sampling=SamplingParams(
             max_new_tokens=workload.max_new_tokens,
@@ -172,19 +173,22 @@ def _lengths(rollout: Any) -> tuple[int, ...]:
 
 def main() -> None:
     """Serve until the coordinator has had enough."""
+    known = WORKLOADS | POINTS
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("descriptor", type=int)
-    parser.add_argument("workload", choices=WORKLOADS)
+    parser.add_argument("workload", choices=known)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--reduced", action="store_true")
     parser.add_argument("--precision", default="32-true")
     settings = parser.parse_args()
-    workload = WORKLOADS[settings.workload]
+    workload = known[settings.workload]
     workload = workload.reduced() if settings.reduced else workload
     channel = Channel(settings.descriptor)
     channel.handlers["rate"] = partial(matmul_rate, workload)
+    policy = PretrainedPolicy(str(settings.folder))
+    module = make_module(workload, policy, is_fused=settings.precision == "32-true")
+    _ = module.tokenizer  # loaded now, so that the memory of the process without a model has it
     trainer = make_trainer(channel, EvenSum(), {"rollout": _rollout}, precision=settings.precision)
-    module = make_module(workload, settings.folder, is_fused=settings.precision == "32-true")
     serve(trainer, module, RandomPrompts(workload))
 
 
