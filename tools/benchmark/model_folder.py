@@ -13,18 +13,23 @@ from tools.benchmark.workloads import ModelShape, Workload
 PAD, EOS, FIRST_WORD = 0, 1, 2
 
 
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of words: number n of the vocabulary is ``w<n>``."""
+    words = {"<pad>": PAD, "<eos>": EOS} | {f"w{n}": n for n in range(FIRST_WORD, vocabulary)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
 def write_model_folder(model: ModelShape, folder: Path, *, max_positions: int) -> None:
-    """Write config, weights and tokenizer: word n of the vocabulary is ``w<n>``.
+    """Write config, weights and `word_tokenizer`.
 
     Args:
         model: Its shape.
         folder: Where to.
         max_positions: Longest sequence.
     """
-    words = {"<pad>": PAD, "<eos>": EOS} | {f"w{n}": n for n in range(FIRST_WORD, model.vocabulary)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    word_tokenizer(model.vocabulary).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=model.vocabulary,
