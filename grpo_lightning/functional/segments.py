@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 MAX_MIXED_AREA = 2**21
 """Rows of any lengths share a block of at most so many pairs of query and key: small products are mostly overhead."""
@@ -115,12 +117,28 @@ def segmented_attention(
         settings: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
         outputs.append(_attend(trunk_q, trunk_k, trunk_v, block.masks, **settings))
         for tails in block.tails:
-            q, k, v = (next(rows) for rows in of_rows)
-            k = torch.cat([trunk_k.index_select(0, tails.trunks_R), k], dim=1)
-            v = torch.cat([trunk_v.index_select(0, tails.trunks_R), v], dim=1)
-            outputs.append(_attend(q, k, v, tails.masks, **settings))
+            own_q, own_k, own_v = (next(rows) for rows in of_rows)
+            attend = partial(_attend_after, own_q, own_k, own_v, trunk_k, trunk_v, tails, **settings)
+            has_long_trunks = trunk_k.shape[1] > own_k.shape[1]
+            outputs.append(
+                recompute_in_backward(attend, use_reentrant=False, preserve_rng_state=False)
+                if has_long_trunks
+                else attend()
+            )
     flat = torch.cat([output.flatten(0, 1) for output in outputs])
     return flat.index_select(0, segments.order_N)[None]
+
+
+def _attend_after(
+    query: Tensor, key: Tensor, value: Tensor, trunk_key: Tensor, trunk_value: Tensor, tails: Tails, **settings: Any
+) -> Tensor:
+    """Attention of tails to their trunks and themselves, each with a copy of its trunk's keys and values.
+
+    Where these copies are larger than what is the tails' own, the caller has them made again in the backward pass.
+    """
+    k = torch.cat([trunk_key.index_select(0, tails.trunks_R), key], dim=1)
+    v = torch.cat([trunk_value.index_select(0, tails.trunks_R), value], dim=1)
+    return _attend(query, k, v, tails.masks, **settings)
 
 
 def _attend(

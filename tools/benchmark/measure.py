@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.benchmark.floor import step_flops
+from tools.benchmark.machine import multiplies_bf16
 from tools.benchmark.model_folder import write_model_folder
 from tools.benchmark.protocol import Report, Worker
 from tools.benchmark.workloads import Workload
@@ -137,7 +138,7 @@ def actual_tokens(workload: Workload) -> int:
 
 
 def _frameworks(workload: Workload) -> list[str]:
-    return [OURS, TRL] if workload.goals.bf16 is None else [OURS, TRL, OURS_BF16]
+    return [OURS, TRL] if workload.goals.bf16 is None or not multiplies_bf16() else [OURS, TRL, OURS_BF16]
 
 
 def _worker(name: str, workload: Workload, conditions: Conditions, folder: Path) -> Worker:

@@ -25,10 +25,23 @@ def test_idle_and_waiting_time_is_not_busy(processor):
 def test_a_busy_machine_is_refused(processor, user, is_quiet):
     processor("0 0 0 0 0 0 0 0", f"{user} 0 0 {100 - user} 0 0 0 0")
     if is_quiet:
-        machine.require_quiet(seconds=0.0)
+        machine.require_quiet(seconds=0.0, num_trials=1)
         return
     with pytest.raises(BusyMachineError, match="6% busy"):
-        machine.require_quiet(seconds=0.0)
+        machine.require_quiet(seconds=0.0, num_trials=1)
+
+
+def test_a_busy_moment_is_waited_out(monkeypatch):
+    shares = iter([0.9, 0.5, 0.01])
+    monkeypatch.setattr(machine, "busy_share", lambda *, seconds: next(shares))
+    machine.require_quiet(num_trials=3)
+    assert not list(shares)
+
+
+@pytest.mark.parametrize(("name", "is_there"), [("amx_bf16", True), ("avx512_bf16", True), ("avx512_f", False)])
+def test_products_in_half_precision_need_an_instruction(monkeypatch, name, is_there):
+    monkeypatch.setattr(machine.torch.cpu, "get_capabilities", lambda: {name: True, "amx_fp16": True})
+    assert machine.multiplies_bf16() is is_there
 
 
 @pytest.mark.parametrize(("load", "is_low"), [(0.5, True), (0.7, False)])
@@ -43,4 +56,4 @@ def test_the_load_is_per_core(monkeypatch, load, is_low):
 
 
 def test_the_machine_is_described():
-    assert set(machine.describe()) == {"processor", "cores", "memory_bytes", "system"}
+    assert set(machine.describe()) == {"processor", "cores", "memory_bytes", "multiplies_bf16", "system"}

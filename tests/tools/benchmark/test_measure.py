@@ -64,7 +64,14 @@ def workers(monkeypatch, log):
     workers = {name: Scripted(name, log) for name in (OURS, TRL, OURS_BF16)}
     monkeypatch.setattr(module, "_worker", lambda name, *_: workers[name])
     monkeypatch.setattr(module, "write_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(module, "multiplies_bf16", lambda: True)
     return workers
+
+
+def test_half_precision_is_not_measured_where_it_is_emulated(workers, conditions, log, monkeypatch):
+    monkeypatch.setattr(module, "multiplies_bf16", lambda: False)
+    assert set(measure(WORKLOAD, conditions, Path()).steps) == {OURS, TRL}
+    assert (OURS_BF16, "step") not in log
 
 
 def test_they_take_turns_and_the_first_round_is_not_counted(workers, conditions, log):
