@@ -13,7 +13,7 @@ from grpo_lightning.rollout.attention import AttentionPattern
 from grpo_lightning.rollout.cache import RowCache
 from grpo_lightning.rollout.finish import FinishRules
 from grpo_lightning.rollout.prefill import PromptStates, chunks, prefill
-from grpo_lightning.rollout.sampling import Draw, sample, suppress
+from grpo_lightning.rollout.sampling import Draw, sample, suppress_
 from grpo_lightning.types import Coordinates, GenerationRequest, SamplingParams
 
 _STEPS_PER_BLOCK = 32
@@ -115,6 +115,8 @@ class Decoding:
         self._tokens_R = torch.empty(0, dtype=torch.long, device=device)
         self._positions_R = torch.empty(0, dtype=torch.long, device=device)
         """Where in its sequence each row's last token is."""
+        self._births_R = torch.empty(0, dtype=torch.long, device=device)
+        """The step that drew each row's first token."""
         self._uniforms_RS = torch.empty(0, _STEPS_PER_BLOCK + 1, dtype=torch.float64, device=device)
         """Column s is what step `_block` + s draws with."""
         self._block = 0
@@ -184,7 +186,8 @@ class Decoding:
         self._cache.append(states, prompts, lengths, [group.name for group, rows in together for _ in rows])
         logits_RV = states.logits_UV.index_select(0, torch.tensor(prompts, device=self._tokens_R.device))
         uniforms_RS = self._uniforms(rows)
-        drawn = self._sample(logits_RV, uniforms_RS[:, self._step - self._block], rows)
+        births_R = torch.full((len(rows),), self._step, device=self._tokens_R.device)
+        drawn = self._sample(logits_RV, uniforms_RS[:, self._step - self._block], births_R)
         numbers = torch.tensor([row.completion for row in rows])
         self._history.append((numbers, drawn))
         num_old = len(self._rows)
@@ -193,6 +196,7 @@ class Decoding:
         self._numbers = torch.cat((self._numbers, numbers))
         self._tokens_R = torch.cat((self._tokens_R, drawn.tokens_R))
         self._positions_R = torch.cat((self._positions_R, torch.tensor(lengths, device=self._tokens_R.device) - 1))
+        self._births_R = torch.cat((self._births_R, births_R))
         self._uniforms_RS = torch.cat((self._uniforms_RS, uniforms_RS))
         self._let_go(drawn.tokens_R, first=num_old)
 
@@ -204,16 +208,16 @@ class Decoding:
         self._positions_R += 1
         self._step += 1
         logits_RV = next_logits(self._model, self._cache, self._pattern, self._tokens_R, self._positions_R)
-        drawn = self._sample(logits_RV, self._uniforms_RS[:, self._step - self._block], self._rows)
+        drawn = self._sample(logits_RV, self._uniforms_RS[:, self._step - self._block], self._births_R)
         self._history.append((self._numbers, drawn))
         self._tokens_R = drawn.tokens_R
         self._let_go(drawn.tokens_R, first=0)
 
-    def _sample(self, logits_RV: Tensor, uniforms_R: Tensor, rows: list[Row]) -> Draw:
+    def _sample(self, logits_RV: Tensor, uniforms_R: Tensor, births_R: Tensor) -> Draw:
+        """Draw each row's next token; the logits are written to."""
         minimum = self._sampling.min_new_tokens
         if minimum:
-            is_early_R = torch.tensor([self._step - row.born < minimum for row in rows], device=logits_RV.device)
-            logits_RV = suppress(logits_RV, self._rules.is_eos_V, is_early_R)
+            suppress_(logits_RV, self._rules.eos_E, self._step - births_R < minimum)
         return sample(logits_RV, uniforms_R, self._sampling)
 
     def _uniforms(self, rows: list[Row]) -> Tensor:
@@ -244,7 +248,7 @@ class Decoding:
         self._numbers = self._numbers[kept]
         kept = kept.to(tokens_R.device)
         self._tokens_R, self._positions_R = self._tokens_R[kept], self._positions_R[kept]
-        self._uniforms_RS = self._uniforms_RS[kept]
+        self._births_R, self._uniforms_RS = self._births_R[kept], self._uniforms_RS[kept]
 
     def _ended(self, tokens_R: Tensor, first: int) -> list[int]:
         """The rows that an end of sequence or a stop string ended."""

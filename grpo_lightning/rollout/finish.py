@@ -41,12 +41,12 @@ class FinishRules:
         self._stop = sampling.stop
         self._tail = max((_TOKENS_PER_CHARACTER * len(s) + _SPARE_TOKENS for s in sampling.stop), default=0)
         self.eos_token_ids = eos_token_ids
-        self.is_eos_V = torch.zeros(vocabulary, dtype=torch.bool)
-        self.is_eos_V[[token for token in eos_token_ids if token < vocabulary]] = True
-        self.may_end_V = (self.is_eos_V | self._may_complete_stop(vocabulary)).to(device)
+        self.eos_E = torch.tensor(
+            sorted(token for token in eos_token_ids if token < vocabulary), dtype=torch.long, device=device
+        )
+        """int64: the tokens that end a sequence and have a logit."""
+        self.may_end_V = self._may_complete_stop(vocabulary).to(device).index_fill_(0, self.eos_E, True)
         """bool: tokens that need a closer look; drawing any other one ends nothing."""
-        self.is_eos_V = self.is_eos_V.to(device)
-        """bool: tokens that end a sequence."""
 
     def reaches_stop(self, token_ids: Sequence[int]) -> bool:
         """Whether the last token of a completion, in which no earlier one did so, completes a stop string.

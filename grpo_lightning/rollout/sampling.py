@@ -9,6 +9,8 @@ from torch import Tensor
 from grpo_lightning.types import SamplingParams
 
 _LARGEST_SINGLE_LEVEL = 256
+_ENTRIES_AT_ONCE = 2**20
+"""Logits looked at together on a CPU: their weights are 4 MB."""
 
 
 class Draw(NamedTuple):
@@ -24,20 +26,48 @@ def sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: SamplingParams) -> D
     """Draw one token per row.
 
     At temperature 0 the token is the likeliest, the first of equals. Its distribution is a point mass, whose log-prob
-    of 0 would tell nothing: what is reported is the log-prob at temperature 1.
+    of 0 would tell nothing: what is reported is the log-prob at temperature 1. A row whose logits are not finite, but
+    for -inf, has the log-prob NaN.
+
+    On a CPU rows are taken a few at a time, so that what lies between logits and tokens stays in the cache: for a large
+    vocabulary, fresh memory for all rows costs more than the arithmetic. A row's token does not depend on the others.
 
     Args:
         logits_RV: Unscaled logits; -inf for tokens that must not be drawn.
         uniforms_R: float64 in [0, 1), one per row.
         sampling: Temperature, top-k and top-p.
     """
-    logprobs_RV = sampling_logprobs(logits_RV, sampling)
-    tokens_R = logprobs_RV.argmax(dim=1) if sampling.temperature == 0 else draw(logprobs_RV.exp(), uniforms_R)
-    return Draw(tokens_R, logprobs_RV.gather(1, tokens_R[:, None]).squeeze(1))
+    num_rows, vocabulary = logits_RV.shape
+    if logits_RV.device.type != "cpu" or num_rows * vocabulary <= _ENTRIES_AT_ONCE:
+        return _sample(logits_RV, uniforms_R, sampling)
+    size = max(1, _ENTRIES_AT_ONCE // vocabulary)
+    parts = zip(logits_RV.split(size), uniforms_R.split(size), strict=True)
+    tokens, logprobs = zip(*(_sample(logits, uniforms, sampling) for logits, uniforms in parts), strict=True)
+    return Draw(torch.cat(tokens), torch.cat(logprobs))
+
+
+def _sample(logits_RV: Tensor, uniforms_R: Tensor, sampling: SamplingParams) -> Draw:
+    """`sample` for rows taken together."""
+    logits_RV = sampling_logits(logits_RV, sampling)
+    weights_RV = logits_RV.softmax(dim=1)
+    if sampling.temperature == 0:
+        tokens_R, totals_R = logits_RV.argmax(dim=1), weights_RV.sum(dim=1)
+    else:
+        tokens_R, totals_R = draw(weights_RV, uniforms_R)
+    # By the weights drawn from, whose sum is not quite 1: over a large vocabulary, softmax rounds its own in fp32.
+    chosen_R = weights_RV.gather(1, tokens_R[:, None]).squeeze(1)
+    return Draw(tokens_R, (chosen_R / totals_R).log().to(logits_RV.dtype))
 
 
 def sampling_logprobs(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
-    """Log-probabilities of the distribution that tokens are drawn from, in at least fp32.
+    """Log-probabilities of the distribution that tokens are drawn from, in at least fp32; see `sampling_logits`."""
+    logits_RV = sampling_logits(logits_RV, sampling)
+    # Not log_softmax, whose error on a CPU reaches 3e-5 over 150,000 tokens in fp32.
+    return logits_RV - logits_RV.logsumexp(dim=1, keepdim=True)
+
+
+def sampling_logits(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
+    """Logits of the distribution that tokens are drawn from, in at least fp32: those given where nothing changes them.
 
     Temperature first, then top-k, then top-p on what is left. Tokens that tie with the k-th likeliest are all kept,
     since any choice between them would hang on the order of a sort.
@@ -54,7 +84,7 @@ def sampling_logprobs(logits_RV: Tensor, sampling: SamplingParams) -> Tensor:
         logits_RV = logits_RV.masked_fill(logits_RV < smallest_R1, -math.inf)
     if sampling.top_p < 1:
         logits_RV = logits_RV.masked_fill(_is_beyond_top_p(logits_RV, sampling.top_p), -math.inf)
-    return logits_RV.log_softmax(dim=1)
+    return logits_RV
 
 
 def _is_beyond_top_p(logits_RV: Tensor, top_p: float) -> Tensor:
@@ -69,18 +99,19 @@ def _is_beyond_top_p(logits_RV: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(is_beyond_RV).scatter(1, order_RV, is_beyond_RV)
 
 
-def suppress(logits_RV: Tensor, tokens_V: Tensor, rows_R: Tensor) -> Tensor:
-    """The logits with some tokens made impossible in some rows.
+def suppress_(logits_RV: Tensor, tokens_E: Tensor, rows_R: Tensor) -> None:
+    """Make some tokens impossible in some rows, in place.
 
     Args:
-        logits_RV: Logits.
-        tokens_V: bool, the tokens.
+        logits_RV: Logits, which are written to.
+        tokens_E: int64, the tokens, each once.
         rows_R: bool, the rows.
     """
-    return logits_RV.masked_fill(rows_R[:, None] & tokens_V[None], -math.inf)
+    kept_RE = logits_RV.index_select(1, tokens_E)
+    logits_RV.index_copy_(1, tokens_E, kept_RE.masked_fill_(rows_R[:, None], -math.inf))
 
 
-def draw(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+def draw(weights_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverting its cumulative distribution.
 
     The token is the first whose cumulative weight exceeds the uniform number times the total. A large vocabulary is
@@ -91,16 +122,22 @@ def draw(weights_RV: Tensor, uniforms_R: Tensor) -> Tensor:
     Args:
         weights_RV: Probabilities up to a factor per row, >= 0.
         uniforms_R: float64 in [0, 1).
+
+    Returns:
+        The tokens, and the total weight of each row in float64.
     """
     fractions_R1 = uniforms_R[:, None]
     if weights_RV.shape[1] <= _LARGEST_SINGLE_LEVEL:
-        return _invert(weights_RV.double(), fractions_R1)[0].squeeze(1)
+        place = _invert(weights_RV.double(), fractions_R1)
+        return place.index_R1.squeeze(1), place.total_R1.squeeze(1)
     size = _block_size(weights_RV.shape[1])
-    block_R1, fractions_R1 = _invert(_block_sums(weights_RV, size).double(), fractions_R1)
-    columns_RS = block_R1 * size + torch.arange(size, device=weights_RV.device)
+    block = _invert(_block_sums(weights_RV, size).double(), fractions_R1)
+    first_R1 = block.index_R1 * size
+    columns_RS = first_R1 + torch.arange(size, device=weights_RV.device)
     is_outside_RS = columns_RS >= weights_RV.shape[1]
     chosen_RS = weights_RV.gather(1, columns_RS.masked_fill(is_outside_RS, 0)).masked_fill(is_outside_RS, 0.0)
-    return (block_R1 * size + _invert(chosen_RS.double(), fractions_R1)[0]).squeeze(1)
+    within = _invert(chosen_RS.double(), block.fractions_R1())
+    return (first_R1 + within.index_R1).squeeze(1), block.total_R1.squeeze(1)
 
 
 def _block_sums(values_RV: Tensor, size: int) -> Tensor:
@@ -111,16 +148,29 @@ def _block_sums(values_RV: Tensor, size: int) -> Tensor:
     return torch.cat((sums_RK, rest_RV.sum(dim=1, keepdim=True)), dim=1) if rest_RV.shape[1] else sums_RK
 
 
-def _invert(weights_RN: Tensor, fractions_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """The entry that each fraction of the total weight falls into, and which fraction of that entry it is."""
+class _Place(NamedTuple):
+    """The entries that fractions of the total weight fall into."""
+
+    index_R1: Tensor
+    total_R1: Tensor
+    threshold_R1: Tensor
+    ends_RN: Tensor
+    weights_RN: Tensor
+
+    def fractions_R1(self) -> Tensor:
+        """How far into its entry each falls, as a fraction of the entry."""
+        end_R1, weight_R1 = self.ends_RN.gather(1, self.index_R1), self.weights_RN.gather(1, self.index_R1)
+        return ((self.threshold_R1 - end_R1) / weight_R1 + 1.0).clamp(0.0, 1.0)
+
+
+def _invert(weights_RN: Tensor, fractions_R1: Tensor) -> _Place:
+    """The entry that each fraction of the total weight falls into."""
     # Entries of no weight end nowhere: whatever the rounding of the sums, none of them can be the first to exceed.
     ends_RN = _prefix_sums(weights_RN).masked_fill(weights_RN <= 0, -1.0)
     total_R1 = ends_RN.amax(dim=1, keepdim=True)
     threshold_R1 = torch.minimum(fractions_R1 * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
-    index_R1 = (ends_RN > threshold_R1).to(torch.uint8).argmax(dim=1, keepdim=True)
-    weight_R1 = weights_RN.gather(1, index_R1)
-    remainder_R1 = (threshold_R1 - ends_RN.gather(1, index_R1)) / weight_R1 + 1.0
-    return index_R1, remainder_R1.clamp(0.0, 1.0)
+    index_R1 = (ends_RN > threshold_R1).view(torch.uint8).argmax(dim=1, keepdim=True)
+    return _Place(index_R1, total_R1, threshold_R1, ends_RN, weights_RN)
 
 
 def _prefix_sums(values: Tensor) -> Tensor:

@@ -294,7 +294,7 @@ def test_first_tokens_follow_the_distribution_that_the_settings_leave(
     def instead(defect):
         return Mutant(
             ", ".join(f"{name} {value}" for name, value in defect.items()),
-            "rollout.sampling.sampling_logprobs",
+            "rollout.sampling.sampling_logits",
             lambda f: lambda logits_RV, sampling: f(logits_RV, replace(sampling, **defect)),
         )
 

@@ -3,9 +3,11 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from grpo_lightning.rollout import sampling as sampling_module
-from grpo_lightning.rollout.sampling import draw, sample, sampling_logprobs, suppress
+from grpo_lightning.rollout.sampling import draw, sample, sampling_logprobs, suppress_
 from grpo_lightning.types import SamplingParams
 
 ALMOST_ONE = 1 - 2**-53
@@ -48,7 +50,7 @@ def reference_support(logits, top_k, top_p):
 )
 def test_a_draw_inverts_the_cumulative_distribution(uniform, token):
     weights_RV = torch.tensor([[1.0, 0.0, 2.0, 1.0]])
-    assert draw(weights_RV, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+    assert draw(weights_RV, torch.tensor([uniform], dtype=torch.float64))[0].tolist() == [token]
 
 
 @pytest.mark.parametrize("vocabulary", [7, 62, 256, 257, 1000, 5003])
@@ -60,13 +62,13 @@ def test_a_token_without_probability_is_never_drawn(vocabulary, uniform):
     weights_RV[:, : vocabulary // 3] = 0
     weights_RV[:, -vocabulary // 3 :] = 0
     weights_RV[:, vocabulary // 2] = 1e-30
-    tokens_R = draw(weights_RV, torch.full((64,), uniform, dtype=torch.float64))
+    tokens_R, _ = draw(weights_RV, torch.full((64,), uniform, dtype=torch.float64))
     assert (weights_RV.gather(1, tokens_R[:, None]) > 0).all()
 
 
 def test_a_number_that_rounding_brought_to_one_draws_the_last_possible_token():
     weights_RV = torch.tensor([[1.0, 0.0, 2.0, 0.0]])
-    assert draw(weights_RV, torch.ones(1, dtype=torch.float64)).tolist() == [2]
+    assert draw(weights_RV, torch.ones(1, dtype=torch.float64))[0].tolist() == [2]
 
 
 def test_sums_that_are_not_quite_monotone_draw_no_impossible_token(monkeypatch):
@@ -75,7 +77,7 @@ def test_sums_that_are_not_quite_monotone_draw_no_impossible_token(monkeypatch):
     monkeypatch.setattr(sampling_module, "_prefix_sums", lambda values: values.cumsum(dim=-1) + noise_V)
     weights_RV = torch.tensor([[1.0, 0.0, 0.0, 1.0, 0.0]])
     for uniform, token in [(0.5 + 2e-13, 3), (0.5 - 1e-9, 0), (ALMOST_ONE, 3)]:
-        assert draw(weights_RV, torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
+        assert draw(weights_RV, torch.tensor([uniform], dtype=torch.float64))[0].tolist() == [token]
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
@@ -84,7 +86,9 @@ def test_one_and_two_levels_agree_with_a_scan(vocabulary, device):
     weights_RV = torch.rand(300, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 8
     uniforms_R = torch.rand(300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = [reference_draw(w, u) for w, u in zip(weights_RV.tolist(), uniforms_R.tolist(), strict=True)]
-    assert draw(weights_RV.to(device), uniforms_R.to(device)).tolist() == expected
+    tokens_R, totals_R = draw(weights_RV.to(device), uniforms_R.to(device))
+    assert tokens_R.tolist() == expected
+    torch.testing.assert_close(totals_R.cpu(), weights_RV.sum(dim=1))
 
 
 @pytest.mark.parametrize("vocabulary", [62, 2000])
@@ -149,8 +153,14 @@ def test_top_k_and_top_p_agree_with_a_slow_reference(top_k, top_p, vocabulary):
 
 def test_suppressed_tokens_have_no_probability():
     logits_RV = torch.zeros(2, 4)
-    suppressed_RV = suppress(logits_RV, torch.tensor([False, True, False, True]), torch.tensor([True, False]))
-    assert sampling_logprobs(suppressed_RV, SamplingParams()).exp().tolist() == [[0.5, 0, 0.5, 0], [0.25] * 4]
+    suppress_(logits_RV, torch.tensor([1, 3]), torch.tensor([True, False]))
+    assert sampling_logprobs(logits_RV, SamplingParams()).exp().tolist() == [[0.5, 0, 0.5, 0], [0.25] * 4]
+
+
+def test_a_model_without_an_end_of_sequence_has_nothing_to_suppress():
+    logits_RV = torch.zeros(2, 4)
+    suppress_(logits_RV, torch.empty(0, dtype=torch.long), torch.tensor([True, True]))
+    assert not logits_RV.any()
 
 
 @pytest.mark.parametrize(
@@ -159,3 +169,89 @@ def test_suppressed_tokens_have_no_probability():
 def test_precision_is_at_least_single(given, computed):
     drawn = sample(torch.zeros(1, 3, dtype=given), torch.zeros(1, dtype=torch.float64), SamplingParams())
     assert drawn.logprobs_R.dtype == computed
+
+
+SETTINGS = [
+    SamplingParams(),
+    SamplingParams(temperature=0.7),
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=1.3, top_k=9, top_p=0.8),
+]
+
+
+def logits_and_uniforms(num_rows, vocabulary, dtype=torch.float32):
+    logits_RV = 3 * torch.randn(num_rows, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uniforms_R = torch.rand(num_rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return logits_RV.to(dtype), uniforms_R
+
+
+@pytest.mark.parametrize("sampling", SETTINGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("vocabulary", [62, 700, 5003])
+def test_a_rows_draw_does_not_depend_on_those_taken_with_it(vocabulary, dtype, sampling, monkeypatch):
+    logits_RV, uniforms_R = logits_and_uniforms(23, vocabulary, dtype)
+    given_RV = logits_RV.clone()
+    together = sample(logits_RV, uniforms_R, sampling)
+    for entries in (1, 5 * vocabulary, 23 * vocabulary - 1):
+        monkeypatch.setattr(sampling_module, "_ENTRIES_AT_ONCE", entries)
+        apart = sample(logits_RV, uniforms_R, sampling)
+        assert torch.equal(apart.tokens_R, together.tokens_R)
+        # A vector of doubles and a single one may have logarithms that differ in their last bit.
+        torch.testing.assert_close(
+            apart.logprobs_R, together.logprobs_R, rtol=1e-15 if dtype == torch.float64 else 0, atol=0
+        )
+    assert torch.equal(logits_RV, given_RV)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes, views not counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [tensor for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)]
+            self.num_entries = max(self.num_entries, *(tensor.numel() for tensor in tensors), 0)
+        return out
+
+
+@pytest.mark.parametrize("sampling", SETTINGS)
+def test_nothing_of_all_rows_and_the_whole_vocabulary_is_made(sampling, monkeypatch):
+    monkeypatch.setattr(sampling_module, "_ENTRIES_AT_ONCE", 3 * 2000)
+    logits_RV, uniforms_R = logits_and_uniforms(40, 2000)
+    with Largest() as largest:
+        suppress_(logits_RV, torch.tensor([1, 7]), torch.ones(40, dtype=torch.bool))
+    # Writing returns the logits themselves.
+    assert largest.num_entries == logits_RV.numel()
+    with Largest() as largest:
+        sample(logits_RV, uniforms_R, sampling)
+    # Where top-p cuts, its blocks pad the vocabulary to 45 * 45.
+    assert largest.num_entries <= 3 * 45 * 45
+
+
+@pytest.mark.parametrize("sampling", SETTINGS[:3])
+def test_log_probabilities_over_a_large_vocabulary_are_exact_to_single_precision(sampling):
+    logits_RV, uniforms_R = logits_and_uniforms(4, 151_936)
+    drawn = sample(logits_RV, uniforms_R, sampling)
+    expected_RV = (logits_RV.double() / (sampling.temperature or 1)).log_softmax(dim=1)
+    # Of log-probs down to -40 the last bit is 4e-6; a sum of 150,000 weights one by one would be wrong by 3e-5.
+    exact = {"rtol": 0, "atol": 5e-6}
+    chosen_R = expected_RV.gather(1, drawn.tokens_R[:, None]).squeeze(1)
+    torch.testing.assert_close(drawn.logprobs_R.double(), chosen_R, **exact)
+    torch.testing.assert_close(sampling_logprobs(logits_RV, sampling).double(), expected_RV, **exact)
+
+
+@pytest.mark.parametrize("sampling", SETTINGS)
+@pytest.mark.parametrize("vocabulary", [62, 700])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("column", [0, 33, 61])
+def test_logits_that_are_not_finite_give_nan_to_their_row_alone(column, value, vocabulary, sampling):
+    logits_RV, uniforms_R = logits_and_uniforms(8, vocabulary)
+    logits_RV[3, column] = value
+    logits_RV[5] = -math.inf
+    drawn = sample(logits_RV, uniforms_R, sampling)
+    assert drawn.logprobs_R.isnan().nonzero().flatten().tolist() == [3, 5]
+    assert ((drawn.tokens_R >= 0) & (drawn.tokens_R < vocabulary)).all()
