@@ -77,6 +77,16 @@ class LoRA:
             put_on(adapter, model, checksum, _FROM)
         return checksum
 
+    def adapt_skeleton(self, model: PreTrainedModel) -> None:
+        """As `adapt`, for a model on the meta device: shapes alone.
+
+        Raises:
+            ConfigurationError: The targets are no linear layers of this model.
+        """
+        config = self._new_config(model) if self._adapter is None else self._adapter.config
+        with torch.device("meta"):
+            inject(config, model, seed=0)
+
     @property
     def _adapter(self) -> Adapter | None:
         return None if self.from_adapter is None else Adapter.read(Path(self.from_adapter).expanduser(), _FROM)

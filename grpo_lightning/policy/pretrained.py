@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.policy.adaptation import merge, weights_checksum
 from grpo_lightning.policy.adapter_folder import Adapter, is_adapter
@@ -69,18 +70,40 @@ class PretrainedPolicy(PolicySource):
                 f"model.policy.path: no causal language model could be loaded from {self.path!r}: {_reason(error)}"
             ) from error
 
+    def load_skeleton(self) -> PreTrainedModel:
+        """The model that the config describes; no weights need to be there."""
+        self._require_folder()
+        if self._is_local and is_adapter(Path(self._location)):
+            return self._base_of(Adapter.read(Path(self._location), _PATH)).load_skeleton()
+        try:
+            config = AutoConfig.from_pretrained(self._location, **self._hub)
+            model = {**self._model, "dtype": config.dtype} if self._model["dtype"] == "auto" else self._model
+            with torch.device("meta"):
+                found: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=self._hub["trust_remote_code"], **model
+                )
+                return found
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigurationError(
+                f"model.policy.path: no causal language model is described by {self.path!r}: {_reason(error)}"
+            ) from error
+
     def _load_merged(self, adapter: Adapter) -> PreTrainedModel:
         require_peft(_PATH)
+        model = self._base_of(adapter).load_model(seed=0)
+        put_on(adapter, model, weights_checksum(model), _PATH)
+        merge(model)
+        model.name_or_path = self._location
+        return model
+
+    def _base_of(self, adapter: Adapter) -> "PretrainedPolicy":
+        """Where the model comes from that an adapter was trained on."""
         base = adapter.config.base_model_name_or_path
         if base is None:
             raise ConfigurationError(f"{_PATH}: the adapter in {self.path!r} does not say which model it is for.")
         source = PretrainedPolicy(base)
         source._hub, source._model = self._hub, self._model
-        model = source.load_model(seed=0)
-        put_on(adapter, model, weights_checksum(model), _PATH)
-        merge(model)
-        model.name_or_path = self._location
-        return model
+        return source
 
     @property
     def _location(self) -> str:

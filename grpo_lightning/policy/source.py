@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -29,3 +30,12 @@ class PolicySource(ABC):
         Raises:
             ConfigurationError: What it should come from is not there, or is no causal language model.
         """
+
+    def load_skeleton(self) -> PreTrainedModel:
+        """The model without its weights, on the meta device: shapes and precision alone.
+
+        Raises:
+            ConfigurationError: What it should come from is not there, or is no causal language model.
+        """
+        with torch.device("meta"):
+            return self.load_model(seed=0)
