@@ -1,4 +1,4 @@
-"""The command line: `grpo-lightning fit|validate|test|predict|chat|merge`.
+"""The command line: `grpo-lightning fit|validate|test|predict|chat|merge|plan`.
 
 The only place where everything meets: what is imported here can be named in YAML by its class name alone.
 """
@@ -24,13 +24,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import grpo_lightning
 import grpo_lightning.callbacks
-from grpo_lightning import chat, merging
+from grpo_lightning import chat, merging, planning
 from grpo_lightning.cold_start import make_missing_policy
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense
 from grpo_lightning.run_folder import set_aside
 from grpo_lightning.types import ConfigurationError
 
-OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {"chat": chat.main, "merge": merging.main}
+OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "chat": chat.main,
+    "merge": merging.main,
+    "plan": planning.main,
+}
 """Commands that are not the Trainer's."""
 
 

@@ -61,10 +61,11 @@ MAY_IMPORT = {
     # The command line.
     "chat": {"policy", "rollout", *PURE},
     "merging": {"checkpointing", "policy", *PURE},
+    "planning": {"batching", "constructors", "policy", "rollout", "strategies", *PURE},
     "cold_start": PURE,
     "constructors": set(),
     "parse_errors": {"constructors", *PURE},
-    "cli": {"callbacks", "chat", "cold_start", "merging", "parse_errors", "run_folder", *PURE},
+    "cli": {"callbacks", "chat", "cold_start", "merging", "parse_errors", "planning", "run_folder", *PURE},
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},
 }

@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 from grpo_lightning.rollout.attention import AttentionPattern, Masks
 from grpo_lightning.rollout.prefill import PromptStates
 
-_SPARE_COLUMNS = 64
+SPARE_COLUMNS = 64
 
 
 class RowCache(Cache):
@@ -97,7 +97,7 @@ class RowCache(Cache):
             names: A number for the prompt of each new row, the same whenever it is the same prompt.
         """
         if not self._keys:
-            self._shape_buffers(prompts.keys, prompts.values, width=self.column + _SPARE_COLUMNS)
+            self._shape_buffers(prompts.keys, prompts.values, width=self.column + SPARE_COLUMNS)
         old, new = len(self.starts), len(self.starts) + len(lengths)
         self.starts += [self.column - length for length in lengths]
         self._first = min(self.starts)
@@ -134,8 +134,8 @@ class RowCache(Cache):
             return
         # The longest prompt must still fit before the next column.
         column = max(self.column - self._first, self._reserved)
-        if column + max(_SPARE_COLUMNS, column // 4) > width:
-            width = column + max(_SPARE_COLUMNS, column // 2)
+        if column + max(SPARE_COLUMNS, column // 4) > width:
+            width = column + max(SPARE_COLUMNS, column // 2)
         self._relocate(column=column, width=width)
 
     def _hide(self, rows: slice) -> None:

@@ -1,0 +1,168 @@
+"""What a config says about memory. It is read as YAML: nothing that it names is built but the policy's skeleton."""
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from grpo_lightning import batching, policy
+from grpo_lightning.planning.states import OptimizerStates, Placement
+from grpo_lightning.types import ConfigurationError
+
+_STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed_1", "deepspeed_2", "deepspeed_3")
+_ITEMSIZES = {"bfloat16": 2, "float16": 2, "bf16": 2, "16": 2}
+
+
+class Settings:
+    """Files of settings, of which a later one wins.
+
+    Args:
+        paths: YAML files.
+
+    Raises:
+        ConfigurationError: A file cannot be read, or holds no settings.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._all: dict[str, Any] = {}
+        for path in paths:
+            self._all = laid_over(self._all, _read(path))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a YAML key without its `init_args`; the default where there is none, or null."""
+        found: Any = self._all
+        for name in key.split("."):
+            inner = found.get("init_args") if isinstance(found, Mapping) and name not in found else found
+            found = inner.get(name) if isinstance(inner, Mapping) else None
+        return default if found is None else found
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there, be it with null."""
+        owner, _, name = key.rpartition(".")
+        settings = self.get(owner, {})
+        return name in settings or name in (settings.get("init_args") or {})
+
+    def require(self, key: str) -> Any:
+        """Its value.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if (value := self.get(key)) is None:
+            raise ConfigurationError(f"plan: {key} must be given.")
+        return value
+
+    def made(self, key: str, package: Any) -> Any:
+        """What a class path and its `init_args` build; short names are found in `package`."""
+        given = self.require(key)
+        path = given if isinstance(given, str) else given.get("class_path", "")
+        owner = getattr(package, path, None) or _named(path, key)
+        return owner(**({} if isinstance(given, str) else given.get("init_args") or {}))
+
+
+def policy_source(settings: Settings) -> policy.PolicySource:
+    """Where the policy comes from: of a folder that is made first and is not there yet, from what makes it."""
+    made_by, path = settings.get("model.policy.made_by"), settings.get("model.policy.path")
+    if made_by is not None and not Path(path).exists():
+        settings = Settings([made_by])
+    source = settings.made("model.policy", policy)
+    assert isinstance(source, policy.PolicySource)
+    return source
+
+
+def lora_of(settings: Settings) -> policy.LoRA | None:
+    """What of the policy is trained; None for all weights."""
+    given = settings.get("model.lora")
+    return None if given is None else policy.LoRA(**given)
+
+
+def layout_of(settings: Settings) -> batching.Layout:
+    """How the update's forwards are laid out."""
+    layout = settings.made("model.layout", batching) if settings.get("model.layout") else batching.SharedPrefix()
+    assert isinstance(layout, batching.Layout)
+    return layout
+
+
+def placement_of(settings: Settings, ranks: int) -> Placement:
+    """The strategy, and in which precision it computes.
+
+    Raises:
+        ConfigurationError: The strategy is not known here.
+    """
+    strategy, key = settings.get("trainer.strategy", "auto"), "trainer.strategy"
+    name = strategy if isinstance(strategy, str) else str(strategy.get("class_path")).rsplit(".", 1)[-1]
+    stage = settings.get(f"{key}.stage", 2) if not isinstance(strategy, str) else None
+    name = {
+        "auto": "single" if ranks == 1 else "ddp",
+        "FSDP2Strategy": "fsdp2",
+        "DDPStrategy": "ddp",
+        "SingleDeviceStrategy": "single",
+        "ZeROStrategy": f"deepspeed_{stage}",
+    }.get(name, name)
+    if name not in _STRATEGIES:
+        raise ConfigurationError(f"trainer.strategy: plan knows {', '.join(_STRATEGIES)}, got {name}.")
+    compute_dtype = settings.get(f"{key}.compute_dtype") if name == "fsdp2" and not isinstance(strategy, str) else None
+    return Placement(
+        name=name,
+        ranks=ranks,
+        offload=bool(not isinstance(strategy, str) and settings.get(f"{key}.offload", False)),
+        compute_itemsize=_ITEMSIZES.get(str(compute_dtype)) or trainer_itemsize(settings, name),
+    )
+
+
+def trainer_itemsize(settings: Settings, strategy: str) -> int | None:
+    """Bytes of a weight that the Trainer's precision converts it to; None where it leaves it alone."""
+    kind, _, how = str(settings.get("trainer.precision", "32-true")).partition("-")
+    is_converted = how == "true" or strategy.startswith("deepspeed")
+    return _ITEMSIZES.get(kind) if is_converted else None
+
+
+def is_autocast(settings: Settings, strategy: str) -> bool:
+    """Whether torch casts the inputs of products by itself: DeepSpeed converts the weights instead."""
+    precision = str(settings.get("trainer.precision", "32-true"))
+    return precision.endswith("-mixed") and not strategy.startswith("deepspeed")
+
+
+def optimizer_states(settings: Settings) -> OptimizerStates:
+    """What the optimizer keeps, seen from one that has made a step.
+
+    Only states of a weight's own shape grow with it: what factors take is left out.
+    """
+    parameter = torch.nn.Parameter(torch.ones(5, 7))
+    given = settings.require("model.optimizer")
+    owner = _named(given if isinstance(given, str) else given["class_path"], "model.optimizer")
+    optimizer = owner([parameter], **({} if isinstance(given, str) else given.get("init_args") or {}))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    states = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+    per_element = sum(state.shape == parameter.shape for state in states)
+    return OptimizerStates(per_element, sum(state.nbytes for state in states if state.shape != parameter.shape))
+
+
+def laid_over(below: Any, above: Any) -> Any:
+    """Two groups of settings as one. Another class drops the settings of the one before it."""
+    if not isinstance(below, Mapping) or not isinstance(above, Mapping):
+        return above
+    if "class_path" in above and above["class_path"] != below.get("class_path", above["class_path"]):
+        return above
+    return {**below, **{key: laid_over(below.get(key), value) for key, value in above.items()}}
+
+
+def _named(path: str, key: str) -> Any:
+    try:
+        return pkgutil.resolve_name(path if "." in path else f"torch.optim:{path}")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{key}: no class is called {path!r}.") from error
+
+
+def _read(path: str) -> Mapping[str, Any]:
+    try:
+        found = yaml.safe_load(Path(path).expanduser().read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"--config: cannot read {path!r}: {error}") from error
+    if not isinstance(found, Mapping):
+        raise ConfigurationError(f"{path} must hold settings as `key: value`.")
+    return found

@@ -1,0 +1,100 @@
+"""`grpo-lightning plan`, and the page whose numbers it computes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from planning.scaling import GIB, budget
+
+from grpo_lightning.cli import main
+from grpo_lightning.planning.settings import Settings, is_autocast, laid_over, placement_of
+from grpo_lightning.types import ConfigurationError
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/scaling.md").read_text()
+ROWS = re.findall(r"^\| ([\d.]+B) \|(.+)\|$", PAGE, re.MULTILINE)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """The quickstart's, before its cold start was run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return "configs/quickstart.yaml"
+
+
+def test_a_run_is_planned_before_its_policy_is_there(config, capsys):
+    main(["plan", "--config", config, "--prompt_tokens", "16", "--gpu_memory", "1"])
+    said = capsys.readouterr().out
+    assert "109,120 weights, single, 1 rank; 16 + 48 tokens" in said
+    assert re.search(r"^activations +0\.00 +0\.\d\d$", said, re.MULTILINE)
+    assert "Of 1 GiB: fits" in said
+
+
+def test_what_is_missing_is_said(config, capsys):
+    main(["plan", "--config", config, "--prompt_tokens", "16", "--gpu_memory", "0.1"])
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_a_later_config_wins(config, capsys):
+    overlay = "configs/strategy/fsdp2.yaml"
+    main(["plan", "--config", config, "--config", overlay, "--prompt_tokens", "16", "--ranks", "2"])
+    said = capsys.readouterr().out
+    assert "fsdp2, 2 ranks" in said
+    assert "weights gathered" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--config must name a file"),
+        (["--config", "none.yaml"], "cannot read 'none.yaml'"),
+        (["--config", "configs/quickstart.yaml"], "give --prompt_tokens"),
+        (["--config", "configs/quickstart.yaml", "--prompt_tokens", "0"], "--prompt_tokens must be >= 1"),
+        (["--config", "configs/quickstart.yaml", "--ranks", "0"], "--ranks must be >= 1"),
+    ],
+)
+def test_a_mistake_is_named(config, capsys, args, message):
+    with pytest.raises(SystemExit):
+        main(["plan", *args])
+    assert message in capsys.readouterr().err
+
+
+def settings_of(tmp_path, trainer):
+    (tmp_path / "run.yaml").write_text(json.dumps({"trainer": trainer}))
+    return Settings([str(tmp_path / "run.yaml")])
+
+
+def test_strategies_are_named_as_in_configs(tmp_path):
+    placement = placement_of(settings_of(tmp_path, {"strategy": "deepspeed_3", "precision": "bf16-mixed"}), 8)
+    assert (placement.name, placement.compute_itemsize, placement.offload) == ("deepspeed_3", 2, False)
+    assert placement_of(settings_of(tmp_path, {}), 1).name == "single"
+    assert placement_of(settings_of(tmp_path, {}), 2).name == "ddp"
+    with pytest.raises(ConfigurationError, match=r"trainer\.strategy: plan knows .*, got fsdp\."):
+        placement_of(settings_of(tmp_path, {"strategy": "fsdp"}), 2)
+
+
+def test_zero_converts_where_others_cast(tmp_path):
+    mixed = settings_of(tmp_path, {"precision": "bf16-mixed"})
+    assert is_autocast(mixed, "ddp")
+    assert not is_autocast(mixed, "deepspeed_2")
+
+
+def test_another_class_drops_the_settings_of_the_one_before():
+    below = {"class_path": "A", "init_args": {"x": 1, "y": 2}}
+    assert laid_over(below, {"init_args": {"x": 3}}) == {"class_path": "A", "init_args": {"x": 3, "y": 2}}
+    assert laid_over(below, {"class_path": "B"}) == {"class_path": "B"}
+
+
+@pytest.mark.parametrize(
+    ("model", "row"), [pytest.param(*row, marks=[pytest.mark.slow] if "LoRA" in row[1] else []) for row in ROWS]
+)
+def test_the_page_has_the_numbers_of_the_command(tmp_path, model, row):
+    gpus, *names, prompts, accumulate, max_rows, rollout, update = (cell.strip() for cell in row.split("|"))
+    found = budget(tmp_path, model, int(gpus), *names, int(prompts), int(accumulate), int(max_rows))
+    assert f"{found.rollout / GIB:.1f} {found.update / GIB:.1f}" == f"{rollout} {update}"
+
+
+def test_the_page_has_rows():
+    assert len(ROWS) == 11
