@@ -205,7 +205,7 @@ def test_settings_of_the_command_line_win_over_those_in_a_checkpoint(folder):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ("", "must be a command (fit, validate, test, predict, chat, merge), got none"),
+        ("", "must be a command (fit, validate, test, predict, chat, merge, plan), got none"),
         ("fitt", "got 'fitt'"),
         ("fit", "model must be given"),
         ("fit --config absent.yaml", "cannot read 'absent.yaml'"),
