@@ -10,6 +10,7 @@ from tools.benchmark.learning import Curve
 from tools.benchmark.measure import OURS, OURS_BF16, TRL, Measurement
 
 GIB = 2**30
+SPEEDUP, OVER_FLOOR = "TRL's step / ours", "our step / counted floor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ def figures(measurement: Measurement) -> list[Figure]:
     goals, name = measurement.workload.goals, measurement.workload.name
     memory = measurement.peak_bytes(OURS)
     rows = [
-        ("TRL's step / ours", measurement.median_ratio(TRL, OURS), goals.speedup, True),
-        ("our step / counted floor", measurement.floor_ratio, goals.floor, False),
+        (SPEEDUP, measurement.median_ratio(TRL, OURS), goals.speedup, True),
+        (OVER_FLOOR, measurement.floor_ratio, goals.floor, False),
         ("our peak memory / TRL's", memory / measurement.peak_bytes(TRL), goals.memory, False),
         ("our peak memory / process with optimizer state", memory / measurement.resident_bytes, None, False),
     ]

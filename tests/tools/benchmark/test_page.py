@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from tools.benchmark import page
+
+DOCS = page.FIGURES.parent
+
+
+def measured(name):
+    return json.loads((page.FIGURES / name).read_text())
+
+
+@pytest.mark.parametrize("table", page.tables(), ids=lambda table: table.split(" |")[0].strip("| "))
+def test_the_page_shows_what_the_committed_numbers_say(table):
+    assert table in (DOCS / "performance.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["benchmark.json", "growth.json"])
+def test_the_committed_numbers_are_a_measurement(name):
+    conditions = measured(name)["conditions"]
+    assert conditions["is_a_measurement"] and not conditions["is_reduced"]  # noqa: PT018 - one claim
+
+
+def test_what_no_phase_has_is_the_updates():
+    # 10 s in all: 4 + 1 + 2 are named, and of the update only the forward pass is; at 2 operations per second.
+    step = {"peak_bytes": 0, "seconds_by_phase": {"generate": 4.0, "score": 1.0, "prepare": 2.0, "update": 1.0}}
+    flops = {"prefill": 1, "decode": 5, "reference": 2, "update": 4}
+    found = page.phases(
+        {
+            "workloads": [
+                {
+                    "workload": {"name": "W0"},
+                    "steps": {"ours": [step]},
+                    "median_seconds": {"ours": 10.0},
+                    "floor_flops": [flops],
+                    "matmul_flops_per_second": 2.0,
+                }
+            ]
+        }
+    )
+    assert found.splitlines()[-1] == "| W0 | 4.00 | 3.00 | 2.00 | 1.00 | 3.00 | 2.00 |"
