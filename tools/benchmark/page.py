@@ -1,4 +1,4 @@
-"""The tables of ``docs/performance.md``, in Markdown, from the committed numbers.
+"""The figures of the benchmark and of growth as tables in Markdown, from ``docs/figures``.
 
 python -m tools.benchmark.page
 """
@@ -22,7 +22,16 @@ def steps(benchmark: Mapping[str, Any]) -> str:
     Args:
         benchmark: What ``python -m tools.benchmark`` wrote.
     """
-    head = ["workload", "TRL, s/step", "ours, s/step", "TRL / ours", "floor, s/step", "ours / floor", "TRL, GiB"]
+    head = [
+        "workload",
+        "pairs",
+        "TRL, s/step",
+        "ours, s/step",
+        "TRL / ours",
+        "floor, s/step",
+        "ours / floor",
+        "TRL, GiB",
+    ]
     return _table([*head, "ours, GiB"], (_step(measured) for measured in benchmark["workloads"]))
 
 
@@ -93,7 +102,7 @@ def growth(measured: Mapping[str, Any], quantity: str) -> str:
 
 
 def tables(folder: Path = FIGURES) -> Iterator[str]:
-    """All of the page's."""
+    """All of them."""
     benchmark = json.loads((folder / "benchmark.json").read_text())
     yield from (steps(benchmark), goals(benchmark), phases(benchmark))
     if benchmark["quickstart"]:
@@ -107,6 +116,7 @@ def _step(measured: Mapping[str, Any]) -> list[str]:
     peaks = {name: max(step["peak_bytes"] for step in measured["steps"][name]) / _GIB for name in (TRL, OURS)}
     return [
         measured["workload"]["name"],
+        str(len(measured["steps"][OURS])),
         f"{measured['median_seconds'][TRL]:.2f}",
         f"{measured['median_seconds'][OURS]:.2f}",
         f"{figures[SPEEDUP]:.2f}",

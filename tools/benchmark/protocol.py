@@ -90,7 +90,6 @@ class Worker:
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[2]),
             "OMP_NUM_THREADS": str(num_threads),
-            "OMP_WAIT_POLICY": "PASSIVE",  # who waits for its turn must not spin
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_VERBOSITY": "error",

@@ -1,25 +1,4 @@
-import json
-
-import pytest
-
 from tools.benchmark import page
-
-DOCS = page.FIGURES.parent
-
-
-def measured(name):
-    return json.loads((page.FIGURES / name).read_text())
-
-
-@pytest.mark.parametrize("table", page.tables(), ids=lambda table: table.split(" |")[0].strip("| "))
-def test_the_page_shows_what_the_committed_numbers_say(table):
-    assert table in (DOCS / "performance.md").read_text()
-
-
-@pytest.mark.parametrize("name", ["benchmark.json", "growth.json"])
-def test_the_committed_numbers_are_a_measurement(name):
-    conditions = measured(name)["conditions"]
-    assert conditions["is_a_measurement"] and not conditions["is_reduced"]  # noqa: PT018 - one claim
 
 
 def test_what_no_phase_has_is_the_updates():
