@@ -4,6 +4,8 @@ A property is a statement, its source, an error that must vanish, and defects un
 printed here and not beside the properties, because the process that prints it collects no tests when others run them.
 """
 
+import os
+
 import pytest
 
 CAUGHT_FACTOR = 1000
@@ -42,3 +44,19 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{statement}  [{source}]")
         mutants = ", ".join(f"{name} ({broken:.1e})" for name, broken in caught)
         terminalreporter.write_line(f"    error {error:.1e} <= {tolerance:.0e}; caught: {mutants}")
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """As it was, after each test: a Trainer that launches ranks writes theirs into it.
+
+    The next world of ranks would take itself for a part of that one, and wait.
+    """
+    before = dict(os.environ)
+    yield
+    changed = {name for name in before | os.environ if before.get(name) != os.environ.get(name)}
+    for name in changed - {"PYTEST_CURRENT_TEST"}:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
