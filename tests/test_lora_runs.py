@@ -107,11 +107,11 @@ def test_a_reference_without_weights_of_its_own_is_not_moved(controller):
 
 
 def test_the_summary_says_how_much_is_trained(tmp_path):
-    module, data, trainer, _ = replay.make(
-        **{**SETTINGS, "iterations": 1}, callbacks=[RunSummary()], default_root_dir=tmp_path
-    )
+    facts = RunSummary()
+    settings = {**SETTINGS, "iterations": 1}
+    module, data, trainer, _ = replay.make(**settings, callbacks=[facts], default_root_dir=tmp_path)
     trainer.fit(module, data)
-    summary = RunSummary._facts(trainer.callbacks[2], trainer, module, is_interrupted=False)
+    summary = facts._facts(trainer, module, is_interrupted=False)
     # Four matrices of 16 x 16 and three of 16 x 64, in two layers.
     assert summary["trained_parameters"] == 2 * 2 * (4 * 32 + 3 * 80)
     assert summary["parameters"] == replay.weights(module).numel()
