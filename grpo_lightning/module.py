@@ -47,8 +47,8 @@ class GRPOModule(ModelsOfARun):
     Args:
         policy: Where the policy comes from.
         lora: What of it is trained; None for all weights.
-        gradient_checkpointing: Whether the backward pass computes each layer again: a quarter to a third more time, the
-            activations of one layer alone.
+        gradient_checkpointing: Whether the backward pass computes each layer again: the operations of one more forward
+            pass, for the activations of one layer alone.
         objective: What is maximised.
         sampling: How completions are drawn.
         optimizer: Built from the policy's parameters.
@@ -62,7 +62,7 @@ class GRPOModule(ModelsOfARun):
         evaluation: How held-out prompts are judged; None for greedy accuracy alone.
         layout: How completions share a training forward; None for `SharedPrefix`. It changes time and memory alone.
         max_tokens_per_microbatch: Largest micro-batch, in tokens as laid out, that is computed at once; a larger one is
-            cut into pieces that are computed again in the backward pass. None for no limit; fsdp2 takes none.
+            cut into pieces, computed again in the backward pass. None for no limit, as under fsdp2 and deepspeed_3.
         max_failure_rate: Largest share of an iteration's completions that a reward may fail on.
         seed: Of every random number of the run.
 

@@ -18,8 +18,8 @@ from grpo_lightning.planning.settings import (
     layout_of,
     lora_of,
     optimizer_states,
-    placement_of,
     policy_source,
+    sharding_of,
     trainer_itemsize,
 )
 from grpo_lightning.planning.states import Size, States, Weights, states_of
@@ -66,17 +66,17 @@ def budget_of(settings: Settings, *, ranks: int, prompt_tokens: int | None = Non
     Raises:
         ConfigurationError: A setting that is needed is missing.
     """
-    placement = placement_of(settings, ranks)
-    converted = trainer_itemsize(settings, placement.name)
+    sharding = sharding_of(settings, ranks)
+    converted = trainer_itemsize(settings, sharding.name)
     model, lora = policy_source(settings).load_skeleton(), lora_of(settings)
     if lora is not None:
         lora.adapt_skeleton(model)
     weights = weights_of(model).in_precision(converted)
     coefficient = settings.get("model.objective.kl.coefficient", 0)
     has_reference = lora is None and settings.get("model.objective.kl") is not None and coefficient != 0
-    states = states_of(weights, placement, optimizer_states(settings), has_reference=has_reference)
-    autocast = is_autocast(settings, placement.name)
-    itemsize = 2 if autocast else placement.compute_itemsize or converted or model.dtype.itemsize
+    states = states_of(weights, sharding, optimizer_states(settings), has_reference=has_reference)
+    autocast = is_autocast(settings, sharding.name)
+    itemsize = 2 if autocast else sharding.compute_itemsize or converted or model.dtype.itemsize
     precision = Precision(itemsize, autocast)
     decoder = decoder_of(model, itemsize)
     demand = _Demand(settings, ranks, prompt_tokens)
@@ -87,12 +87,12 @@ def budget_of(settings: Settings, *, ranks: int, prompt_tokens: int | None = Non
     cache = demand.cache(2 * decoder.layers * decoder.keys * itemsize)
     elements = sum(size.numel for size in (*weights.trained, *weights.frozen))
     engine_copy = elements * itemsize if demand.engine == "VLLMEngine" else 0
-    words = f"{elements:,} weights, {placement.name}, {ranks} rank{'s' * (ranks > 1)}"
+    words = f"{elements:,} weights, {sharding.name}, {ranks} rank{'s' * (ranks > 1)}"
     lengths = f"{demand.prompt_tokens} + {demand.new_tokens} tokens, {tokens.computed:,} in the largest forward"
     return Budget(
         headline=f"{words}; {lengths}",
         lines={
-            **_state_lines(states, keeps_gradients=not placement.name.startswith("deepspeed")),
+            **_state_lines(states, keeps_gradients=not sharding.name.startswith("deepspeed")),
             "weights cast by autocast": (copies, copies),
             "copy of the weights in the engine": (engine_copy, engine_copy),
             "keys and values": (cache.held, cache.held if engine_copy else 0),

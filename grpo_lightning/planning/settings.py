@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from grpo_lightning import batching, policy
-from grpo_lightning.planning.states import OptimizerStates, Placement
+from grpo_lightning.planning.states import OptimizerStates, Sharding
 from grpo_lightning.types import ConfigurationError
 
 _STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed_1", "deepspeed_2", "deepspeed_3")
@@ -86,7 +86,7 @@ def layout_of(settings: Settings) -> batching.Layout:
     return layout
 
 
-def placement_of(settings: Settings, ranks: int) -> Placement:
+def sharding_of(settings: Settings, ranks: int) -> Sharding:
     """The strategy, and in which precision it computes.
 
     Raises:
@@ -105,7 +105,7 @@ def placement_of(settings: Settings, ranks: int) -> Placement:
     if name not in _STRATEGIES:
         raise ConfigurationError(f"trainer.strategy: plan knows {', '.join(_STRATEGIES)}, got {name}.")
     compute_dtype = settings.get(f"{key}.compute_dtype") if name == "fsdp2" and not isinstance(strategy, str) else None
-    return Placement(
+    return Sharding(
         name=name,
         ranks=ranks,
         offload=bool(not isinstance(strategy, str) and settings.get(f"{key}.offload", False)),

@@ -51,7 +51,7 @@ class OptimizerStates(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class Sharding:
     """Where a strategy has the tensors.
 
     Args:
@@ -87,7 +87,7 @@ class States:
         assert all(getattr(self, field.name) >= 0 for field in fields(self))
 
 
-def states_of(weights: Weights, placement: Placement, optimizer: OptimizerStates, *, has_reference: bool) -> States:
+def states_of(weights: Weights, sharding: Sharding, optimizer: OptimizerStates, *, has_reference: bool) -> States:
     r"""What a rank holds.
 
     With P trained and F frozen elements of s bytes, n ranks, m numbers per element of the optimizer, and c bytes of a
@@ -111,18 +111,18 @@ def states_of(weights: Weights, placement: Placement, optimizer: OptimizerStates
 
     Args:
         weights: Of the policy.
-        placement: Of the strategy.
+        sharding: Of the strategy.
         optimizer: Of the optimizer.
         has_reference: Whether a reference has a copy of the weights.
     """
-    if placement.name.startswith("deepspeed"):
-        return _zero(weights, placement, optimizer, has_reference)
-    n = placement.ranks if placement.name == "fsdp2" else 1
+    if sharding.name.startswith("deepspeed"):
+        return _zero(weights, sharding, optimizer, has_reference)
+    n = sharding.ranks if sharding.name == "fsdp2" else 1
     of_weights = _shards((*weights.trained, *weights.frozen), n)
     gradients = _shards(weights.trained, n)
     whole = in_update = 0
-    if placement.name == "fsdp2":
-        computed = weights.in_precision(placement.compute_itemsize)
+    if sharding.name == "fsdp2":
+        computed = weights.in_precision(sharding.compute_itemsize)
         itemsize = max((size.itemsize for size in computed.trained or computed.frozen), default=0)
         whole = _shards((*computed.trained, *computed.frozen), 1)
         in_update = itemsize * (2 * weights.around + 3 * weights.block)
@@ -131,14 +131,14 @@ def states_of(weights: Weights, placement: Placement, optimizer: OptimizerStates
         gradients=gradients,
         optimizer=optimizer.per_element * gradients + optimizer.per_tensor * len(weights.trained),
         reference=of_weights * has_reference,
-        buckets=gradients if placement.name == "ddp" else 0,
+        buckets=gradients if sharding.name == "ddp" else 0,
         gathered_in_rollout=whole,
         gathered_in_update=in_update,
     )
 
 
-def _zero(weights: Weights, placement: Placement, optimizer: OptimizerStates, has_reference: bool) -> States:
-    stage, n, c = int(placement.name[-1]), placement.ranks, placement.compute_itemsize or 4
+def _zero(weights: Weights, sharding: Sharding, optimizer: OptimizerStates, has_reference: bool) -> States:
+    stage, n, c = int(sharding.name[-1]), sharding.ranks, sharding.compute_itemsize or 4
     computed = weights.in_precision(c)
     every = (*computed.trained, *computed.frozen)
     of_weights = _shards(every, n if stage == 3 else 1)
@@ -146,7 +146,7 @@ def _zero(weights: Weights, placement: Placement, optimizer: OptimizerStates, ha
     kept = _shards(computed.trained, 1 if stage == 1 else n)
     stepped = (1 + optimizer.per_element) * masters + optimizer.per_tensor
     reference = of_weights * has_reference
-    is_off, weights_are_off = placement.offload, placement.offload and stage == 3
+    is_off, weights_are_off = sharding.offload, sharding.offload and stage == 3
     on_cpu = is_off * (stepped + masters) + (is_off and stage > 1) * kept + weights_are_off * (of_weights + reference)
     elements = sum(size.numel for size in every)
     return States(

@@ -8,7 +8,7 @@ import pytest
 from planning.scaling import GIB, budget
 
 from grpo_lightning.cli import main
-from grpo_lightning.planning.settings import Settings, is_autocast, laid_over, placement_of
+from grpo_lightning.planning.settings import Settings, is_autocast, laid_over, sharding_of
 from grpo_lightning.types import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -67,12 +67,12 @@ def settings_of(tmp_path, trainer):
 
 
 def test_strategies_are_named_as_in_configs(tmp_path):
-    placement = placement_of(settings_of(tmp_path, {"strategy": "deepspeed_3", "precision": "bf16-mixed"}), 8)
-    assert (placement.name, placement.compute_itemsize, placement.offload) == ("deepspeed_3", 2, False)
-    assert placement_of(settings_of(tmp_path, {}), 1).name == "single"
-    assert placement_of(settings_of(tmp_path, {}), 2).name == "ddp"
+    sharding = sharding_of(settings_of(tmp_path, {"strategy": "deepspeed_3", "precision": "bf16-mixed"}), 8)
+    assert (sharding.name, sharding.compute_itemsize, sharding.offload) == ("deepspeed_3", 2, False)
+    assert sharding_of(settings_of(tmp_path, {}), 1).name == "single"
+    assert sharding_of(settings_of(tmp_path, {}), 2).name == "ddp"
     with pytest.raises(ConfigurationError, match=r"trainer\.strategy: plan knows .*, got fsdp\."):
-        placement_of(settings_of(tmp_path, {"strategy": "fsdp"}), 2)
+        sharding_of(settings_of(tmp_path, {"strategy": "fsdp"}), 2)
 
 
 def test_zero_converts_where_others_cast(tmp_path):

@@ -5,15 +5,15 @@ import torch
 
 from grpo_lightning.planning.budget import weights_of
 from grpo_lightning.planning.settings import Settings, optimizer_states
-from grpo_lightning.planning.states import BUCKET, OptimizerStates, Placement, Size, Weights, states_of
+from grpo_lightning.planning.states import BUCKET, OptimizerStates, Sharding, Size, Weights, states_of
 
 ADAM = OptimizerStates(per_element=2, per_tensor=4)
 SMALL = Weights(trained=(Size(100, 4), Size(10, 4)), block=40, around=30)
 
 
 def of(name, weights=SMALL, ranks=4, reference=True, optimizer=ADAM, **settings):
-    placement = Placement(name=name, ranks=ranks, **settings)
-    return states_of(weights, placement, optimizer, has_reference=reference)
+    sharding = Sharding(name=name, ranks=ranks, **settings)
+    return states_of(weights, sharding, optimizer, has_reference=reference)
 
 
 def optimizer_of(tmp_path, **settings):
