@@ -49,10 +49,19 @@ def test_the_load_is_per_core(monkeypatch, load, is_low):
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: {0, 1})
     if is_low:
-        machine.require_low_load()
+        machine.require_low_load(num_trials=1)
         return
     with pytest.raises(BusyMachineError, match="load average"):
-        machine.require_low_load()
+        machine.require_low_load(num_trials=1)
+
+
+def test_the_load_of_what_has_just_ended_is_waited_out(monkeypatch):
+    loads, slept = iter([9.0, 5.0, 0.1]), []
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (next(loads), 0.0, 0.0))
+    monkeypatch.setattr(machine.time, "sleep", slept.append)
+    machine.require_low_load()
+    assert not list(loads)
+    assert slept == [5, 5]
 
 
 def test_the_machine_is_described():
