@@ -88,7 +88,7 @@ class InProcessEngine(RolloutEngine):
         """
         check_lengths(requests, sampling, self._model.config)
         rules = self._finish_rules(sampling)
-        with _decoding(self._model):
+        with _decoding(self._model), _weights_cast_once(self._model.device.type):
             kind = SharingCache if self._shares(requests, sampling) else RowCache
             if type(self._cache) is not kind:
                 self._cache = kind()
@@ -164,3 +164,17 @@ def _decoding(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
         if attention not in ("eager", "sdpa"):
             model.set_attn_implementation(attention)
+
+
+@contextmanager
+def _weights_cast_once(device: str) -> Iterator[None]:
+    """Under autocast, cast each trained weight once for all steps: Lightning's autocast casts it at every use."""
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    with torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=True):
+        try:
+            yield
+        finally:
+            # Leaving an inner autocast keeps what it has cast, and the next update changes the weights.
+            torch.clear_autocast_cache()

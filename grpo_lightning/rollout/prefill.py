@@ -66,10 +66,16 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pattern: A
     )
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     return PromptStates(
-        keys=tuple(layer.keys for layer in layers if layer.keys is not None),
-        values=tuple(layer.values for layer in layers if layer.values is not None),
+        keys=tuple(_as_multiplied(layer.keys) for layer in layers if layer.keys is not None),
+        values=tuple(_as_multiplied(layer.values) for layer in layers if layer.values is not None),
         logits_UV=output.logits[:, -1],
     )
+
+
+def _as_multiplied(states: Tensor) -> Tensor:
+    """In the precision that products are made in: under autocast every later step would cast all of them again."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
 def chunks(lengths: Sequence[int]) -> Iterator[slice]:

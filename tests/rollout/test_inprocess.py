@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.types import ConfigurationError, FinishReason, GenerationRequest, SamplingParams
@@ -159,6 +160,55 @@ def test_autocast_is_taken_as_it_comes(make_model, tokenizer, coordinates, ragge
         completion = attached(model, tokenizer).generate(ragged_requests[:2], SAMPLING, coordinates)[0]
     expected = teacher_forced(model, ragged_requests[0].token_ids, completion.token_ids)
     assert completion.sampler_logprobs == pytest.approx(expected.tolist(), abs=0.1)
+
+
+class Casts(TorchDispatchMode):
+    """Counts the tensors of each shape that are cast to bf16."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_shape = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.bfloat16:
+            self.by_shape[tuple(args[0].shape)] += 1
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("share_prompts_from", [None, 0])
+def test_under_autocast_weights_and_keys_are_cast_once(make_model, tokenizer, coordinates, share_prompts_from):
+    model = make_model(dtype=torch.float32)
+    engine = attached(model, tokenizer, eos=frozenset(), share_prompts_from=share_prompts_from)
+    requests = [GenerationRequest(token_ids=tuple(range(3, 23)), slot=0, num_completions=3)]
+    expected = engine.generate(requests, SAMPLING, coordinates)
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False), Casts() as casts:
+        drawn = engine.generate(requests, SAMPLING, coordinates)
+    weights = Counter(tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert {shape: casts.by_shape[shape] for shape in weights} == weights
+    assert {keys.dtype for keys in engine._cache._keys} == {torch.bfloat16}
+    width = model.config.head_dim
+    states = {
+        shape: n for shape, n in casts.by_shape.items() if len(shape) == 4 and shape[2] >= 20 and shape[3] == width
+    }
+    assert {shape[2] for shape in states} == {20}, "the prompt's, as they are read, and none with what follows"
+    assert sum(states.values()) < SAMPLING.max_new_tokens
+    assert drawn != expected
+
+
+@torch.no_grad()
+def test_what_a_rollout_has_cast_does_not_outlive_it(make_model, tokenizer, coordinates):
+    model = make_model(dtype=torch.float32)
+    engine = attached(model, tokenizer)
+    requests = [GenerationRequest(token_ids=(3, 4), slot=0, num_completions=2)]
+    input_ids = torch.tensor([[3, 4]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        engine.generate(requests, SAMPLING, coordinates)
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        logits = model(input_ids=input_ids).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(input_ids=input_ids).logits, logits)
 
 
 def test_another_attention_of_the_policy_is_put_aside_for_decoding(make_model, tokenizer, coordinates, ragged_requests):
