@@ -117,7 +117,7 @@ class Experience:
         """
 
         def filled(sample: Sample, row: Tensor) -> Sample:
-            return replace(sample, **dict[str, Any]({name: row}))
+            return Sample(**vars(sample) | {name: row})  # half the time of `replace`
 
         return replace(
             self,

@@ -27,13 +27,14 @@ def cut_into_minibatches(rollout: Rollout, learned_B: Tensor, shape: IterationSh
         num_loss_tokens(c) if is_learned else 0
         for c, is_learned in zip(rollout.completions, learned_B.tolist(), strict=True)
     ]
+    prompt_ids = [torch.tensor(prompt.token_ids) for prompt in rollout.prompts]
     for b, completion in enumerate(rollout.completions):
         if lengths[b]:
             p, index = divmod(b, rollout.group_size)
             sample = Sample(
                 slot=rollout.slots[p],
                 index=index,
-                prompt_ids=torch.tensor(rollout.prompts[p].token_ids),
+                prompt_ids=prompt_ids[p],
                 completion_ids=torch.tensor(completion.token_ids),
                 loss_mask=_loss_mask(completion),
                 group_tokens=sum(lengths[b - index : b - index + rollout.group_size]),

@@ -73,10 +73,10 @@ def score_rollout(
     steps: dict[str, Sequence[StepScores | None]] = {}
     for k, reward in enumerate(rewards):
         scores = _scores(reward, prompts, completions)
-        for b, score in enumerate(scores):
-            value = _value(reward, score, completions[b])
-            values_BK[b, k] = value
-            failed_BK[b, k] = score is not None and math.isnan(value)
+        values = [_value(reward, score, completion) for score, completion in zip(scores, completions, strict=True)]
+        values_BK[:, k] = torch.tensor(values, dtype=torch.float64)
+        is_asked_B = torch.tensor([score is not None for score in scores], dtype=torch.bool)
+        failed_BK[:, k] = is_asked_B & values_BK[:, k].isnan()
         if any(isinstance(score, StepScores) for score in scores):
             steps[reward.name] = tuple(score if isinstance(score, StepScores) else None for score in scores)
     return Rewards(
