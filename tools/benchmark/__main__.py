@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--trl-python", required=True, help="the interpreter of TRL's environment")
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, QUICKSTART], default=[*WORKLOADS, QUICKSTART])
-    parser.add_argument("--rounds", type=int, default=5, help="counted steps of each; one more comes first")
+    parser.add_argument("--rounds", type=int, default=5, help="counted steps of each; two more come first")
     parser.add_argument("--threads", type=int, default=2, help="of each framework")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder of the JSON and the figure")
     parser.add_argument("--reduced", action="store_true", help="a tenth of the work, to try the benchmark")

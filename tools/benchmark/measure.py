@@ -13,6 +13,8 @@ from tools.benchmark.protocol import Report, Worker
 from tools.benchmark.workloads import Workload
 
 OURS, TRL, OURS_BF16 = "ours", "TRL", "ours, bf16"
+WARM_UP = 2
+"""Rounds that are not counted: the third step of a process is the first that finds its memory as it left it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +108,9 @@ def measure(workload: Workload, conditions: Conditions, folder: Path) -> Measure
 
 
 def _steps(workers: dict[str, Worker], conditions: Conditions, measurement: Measurement) -> None:
-    """The first round warms everybody up and is not counted."""
+    """The first rounds warm everybody up."""
     num_tokens = actual_tokens(measurement.workload)
-    for round_number in range(conditions.num_rounds + 1):
+    for round_number in range(-WARM_UP, conditions.num_rounds):
         conditions.before_round()
         reports: dict[str, Report] = {}
         for name, worker in workers.items():
@@ -116,17 +118,17 @@ def _steps(workers: dict[str, Worker], conditions: Conditions, measurement: Meas
         if reports[TRL].lengths != reports[OURS].lengths:
             raise RuntimeError(f"The completions differ: {reports[TRL].lengths} and {reports[OURS].lengths}.")
         measurement.rate = max(measurement.rate, workers[OURS].ask("rate", num_tokens))
-        if round_number:
+        if round_number >= 0:
             for name, report in reports.items():
                 measurement.steps.setdefault(name, []).append(report)
 
 
 def _rollouts(workers: dict[str, Worker], conditions: Conditions, measurement: Measurement) -> None:
-    for round_number in range(conditions.num_rounds + 1):
+    for round_number in range(-1, conditions.num_rounds):
         conditions.before_round()
         ours = workers[OURS].ask("rollout")
         theirs = workers[TRL].ask("rollout", ours.lengths)
-        if round_number:
+        if round_number >= 0:
             measurement.rollouts.setdefault(OURS, []).append(ours)
             measurement.rollouts.setdefault(TRL, []).append(theirs)
 

@@ -46,7 +46,7 @@ def figures(measurement: Measurement) -> list[Figure]:
         (SPEEDUP, measurement.median_ratio(TRL, OURS), goals.speedup, True),
         (OVER_FLOOR, measurement.floor_ratio, goals.floor, False),
         ("our peak memory / TRL's", memory / measurement.peak_bytes(TRL), goals.memory, False),
-        ("our peak memory / process with optimizer state", memory / measurement.resident_bytes, None, False),
+        ("our peak memory / process with optimizer state", memory / measurement.resident_bytes, goals.resident, False),
     ]
     if measurement.rollouts:
         rows.append(("our tokens/s / transformers' generate", measurement.rollout_ratio, goals.rollout, True))
@@ -118,8 +118,7 @@ def as_json(measurements: Sequence[Measurement], conditions: dict[str, Any]) -> 
 
 
 def _phases(measurement: Measurement, name: str) -> str:
+    """The forward pass of an update is its phase; its backward pass and the optimizer are what no phase has."""
     reports = measurement.steps[name]
-    return ", ".join(
-        f"{phase} {statistics.median(report.seconds_by_phase[phase] for report in reports):.3f} s"
-        for phase in reports[0].seconds_by_phase
-    )
+    phases = [{**r.seconds_by_phase, "rest": r.seconds - sum(r.seconds_by_phase.values())} for r in reports]
+    return ", ".join(f"{phase} {statistics.median(seconds[phase] for seconds in phases):.3f} s" for phase in phases[0])

@@ -74,20 +74,20 @@ def test_half_precision_is_not_measured_where_it_is_emulated(workers, conditions
     assert (OURS_BF16, "step") not in log
 
 
-def test_they_take_turns_and_the_first_round_is_not_counted(workers, conditions, log):
+def test_they_take_turns_and_the_first_rounds_are_not_counted(workers, conditions, log):
     measurement = measure(WORKLOAD, conditions, Path())
     look, rate = ("machine", "looked at"), (OURS, "rate")
     steps = [look, (OURS, "step"), (TRL, "step"), (OURS_BF16, "step"), rate]
     rollouts = [look, (OURS, "rollout"), (TRL, "rollout")]
-    assert log[: 3 * len(steps)] == 3 * steps
-    assert log[3 * len(steps) : -3] == 3 * rollouts
+    assert log[: 4 * len(steps)] == 4 * steps
+    assert log[4 * len(steps) : -3] == 3 * rollouts
     assert [what for _, what in log[-3:]] == 3 * ["closed"]
     assert {name: len(reports) for name, reports in measurement.steps.items()} == {OURS: 2, TRL: 2, OURS_BF16: 2}
     assert len(measurement.rollouts[OURS]) == 2
 
 
 def test_the_rate_is_the_best_of_the_rounds(workers, conditions):
-    assert measure(WORKLOAD, conditions, Path()).rate == 100.0 + 15  # of the third round, the 15th entry of the log
+    assert measure(WORKLOAD, conditions, Path()).rate == 100.0 + 20  # of the fourth round, the 20th entry of the log
 
 
 def test_the_least_memory_is_process_weights_gradients_moments_and_reference(workers, conditions):
