@@ -52,20 +52,20 @@ class Precision(NamedTuple):
 def layer_bytes(decoder: Decoder, precision: Precision, tokens: Tokens) -> int:
     r"""What one layer leaves behind.
 
-    A token leaves: before each of two norms, the residual stream in fp32 (4 d), what is normalised (r d, r bytes), and
-    what goes into the products (s d; under autocast, one copy each for q, k, v, gate and up: 5 s d for both norms);
-    queries, keys and values (q + 2 k); the attention's output and, in a flat row, its copy in the order of the tokens
-    (2 q); the gate before and after its activation, what it is multiplied with, and the product (4 f):
+    A token leaves: before each of two norms, the residual stream (r d, r bytes), and what goes into the products (s d;
+    under autocast, one copy each for q, k, v, gate and up: 5 s d for both norms); queries, keys and values (q + 2 k);
+    the attention's output and, in a flat row, its copy in the order of the tokens (2 q); the gate before its
+    activation, what it is multiplied with, and the product (3 f):
 
     .. math::
-        8 d + 2 r d + \{2, 5\}\, s d + s\,(3 q + 2 k + 4 f)
+        2 r d + \{2, 5\}\, s d + s\,(3 q + 2 k + 3 f)
 
     with r = s, or 4 under autocast. A token whose keys are repeated leaves 2 k s more.
     """
     s = precision.itemsize
-    normed, copies = (4, 5) if precision.is_autocast else (s, 2)
-    norms = decoder.hidden * (8 + 2 * normed + copies * s)
-    rest = s * (3 * decoder.queries + 2 * decoder.keys + 4 * decoder.feed_forward)
+    residual, copies = (4, 5) if precision.is_autocast else (s, 2)
+    norms = decoder.hidden * (2 * residual + copies * s)
+    rest = s * (3 * decoder.queries + 2 * decoder.keys + 3 * decoder.feed_forward)
     repeated = 2 * decoder.keys * s
     return tokens.computed * (norms + rest + decoder.additions) + tokens.repeated_keys * repeated
 
@@ -76,8 +76,8 @@ def activation_bytes(decoder: Decoder, precision: Precision, tokens: Tokens, *, 
     With B of `layer_bytes`, N computed and M predicting tokens:
 
     .. math::
-        L B + N d\,(4 + r + s) + M d s + H, \qquad
-        \text{with checkpointing: } B + L N d r + N d\,(4 + r + s) + M d s + H
+        L B + N d\,(r + s) + M d s + H, \qquad
+        \text{with checkpointing: } B + L N d r + N d\,(r + s) + M d s + H
 
     r is of the residual stream: s, or 4 under autocast. H is constant: logits of up to `MAX_KEPT_LOGITS` numbers are
     kept in fp32, and what more there is goes through two tiles.
@@ -87,7 +87,7 @@ def activation_bytes(decoder: Decoder, precision: Precision, tokens: Tokens, *, 
     one = layer_bytes(decoder, precision, tokens)
     inputs = tokens.computed * decoder.hidden * residual
     layers = one + decoder.layers * inputs if checkpointing else decoder.layers * one
-    outside = decoder.hidden * (tokens.computed * (4 + residual + s) + tokens.predicting * s)
+    outside = decoder.hidden * (tokens.computed * (residual + s) + tokens.predicting * s)
     return layers + outside + head_bytes(decoder, tokens)
 
 

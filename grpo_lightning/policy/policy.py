@@ -15,6 +15,7 @@ from grpo_lightning.functional.head import Head, head_logprobs_and_entropy
 from grpo_lightning.functional.logprobs import logprobs_and_entropy
 from grpo_lightning.policy.adaptation import is_adapted
 from grpo_lightning.policy.adapter_folder import save_adapter
+from grpo_lightning.policy.lean_layers import make_lean
 from grpo_lightning.policy.segments import SegmentedModel
 from grpo_lightning.policy.weights import NamedWeights
 from grpo_lightning.types import ForwardBatch, TokenScores
@@ -24,7 +25,8 @@ class Policy(nn.Module):
     """A causal language model of transformers with its tokenizer.
 
     Args:
-        model: Any causal language model, with or without an adapter; dropout is switched off.
+        model: Any causal language model, with or without an adapter; dropout is switched off, and layers are replaced
+            where `make_lean` says so.
         tokenizer: Its tokenizer.
         base_checksum: Of the model's own weights, where it has an adapter.
     """
@@ -36,6 +38,7 @@ class Policy(nn.Module):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        make_lean(model)
         self.model = model.train()  # what a folder holds is loaded in eval mode; without dropout the modes are the same
         self.tokenizer = tokenizer
         self.base_checksum = base_checksum

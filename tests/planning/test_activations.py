@@ -102,14 +102,14 @@ def test_the_tokens_are_those_that_are_laid_out(tmp_path):
 
 def test_one_layer_by_hand():
     decoder = Decoder(layers=1, hidden=10, queries=8, keys=4, feed_forward=20, vocabulary=5)
-    # fp32: two norms of 3 x 10 numbers, 3 x 8 + 2 x 4 of the attention, 4 x 20 of the feed-forward: 172 numbers
-    assert layer_bytes(decoder, Precision(4), Tokens(1, 1, 0)) == 4 * 172
-    # bf16: 2 x 10 numbers in fp32, 4 x 10 and the rest in bf16
-    assert layer_bytes(decoder, Precision(2), Tokens(1, 1, 0)) == 4 * 20 + 2 * (40 + 112)
-    # autocast: 2 x 2 x 10 numbers in fp32, 5 copies of 10 and the rest in bf16
-    assert layer_bytes(decoder, Precision(2, is_autocast=True), Tokens(1, 1, 0)) == 4 * 40 + 2 * (50 + 112)
+    # fp32: two norms of 2 x 10 numbers, 3 x 8 + 2 x 4 of the attention, 3 x 20 of the feed-forward: 132 numbers
+    assert layer_bytes(decoder, Precision(4), Tokens(1, 1, 0)) == 4 * 132
+    # bf16: all of them in bf16
+    assert layer_bytes(decoder, Precision(2), Tokens(1, 1, 0)) == 2 * 132
+    # autocast: 2 x 10 numbers in fp32, 5 copies of 10 and the rest in bf16
+    assert layer_bytes(decoder, Precision(2, is_autocast=True), Tokens(1, 1, 0)) == 4 * 20 + 2 * (50 + 92)
     # three tokens whose keys and values are copied
-    assert layer_bytes(decoder, Precision(4), Tokens(1, 1, 3)) == 4 * 172 + 3 * 4 * 8
+    assert layer_bytes(decoder, Precision(4), Tokens(1, 1, 3)) == 4 * 132 + 3 * 4 * 8
 
 
 def test_the_head_of_many_tokens_is_constant():
