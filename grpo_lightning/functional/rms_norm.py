@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, *, eps: float) -> Tensor:
-    r"""The norm of Llama and Qwen, to the bit of transformers' modules where a gradient is wanted.
+    r"""The norm of Llama and Qwen, to the bit of transformers' modules.
 
     .. math::
         y_d = w_d\, \mathrm{cast}(x_d\, r), \qquad r = \Big(\frac{1}{D} \sum_d x_d^2 + \epsilon\Big)^{-1/2}
@@ -35,8 +35,6 @@ def rms_norm(x: Tensor, weight_D: Tensor, *, eps: float) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad):
         y: Tensor = _RMSNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]
         return y
-    if x.dtype == weight_D.dtype == torch.float32:
-        return torch.nn.functional.rms_norm(x, weight_D.shape, weight_D, eps)  # one call where decoding makes many
     return rms_norm_and_scale(x, weight_D, eps)[0]
 
 

@@ -10,6 +10,8 @@ from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.rollout.prefix import SharedPrefixes
 from grpo_lightning.types import Coordinates, GenerationRequest, SamplingParams, Stream
 
+WHERE = Coordinates(seed=0, stream=Stream.TRAINING, iteration=0)
+
 
 @pytest.fixture(scope="module")
 def policy():
@@ -27,14 +29,14 @@ def measured(policy, monkeypatch, *, prompts, group_size, prompt_tokens, new_tok
         arrange(prefixes)
         most[0] = max(most[0], sum(buffer.nbytes for buffer in (*prefixes._keys, *prefixes._values)))
 
-    monkeypatch.setattr(SharedPrefixes, "_arrange", watched)
     engine.setup(policy.model, policy.tokenizer, frozenset())  # nothing ends a completion
+    engine.generate([], SamplingParams(max_new_tokens=1), WHERE)  # asks the model what it can
+    monkeypatch.setattr(SharedPrefixes, "_arrange", watched)
     requests = [
         GenerationRequest(slot=i, token_ids=(3 + i,) * prompt_tokens, num_completions=group_size)
         for i in range(prompts)
     ]
-    where = Coordinates(seed=0, stream=Stream.TRAINING, iteration=0)
-    engine.generate(requests, SamplingParams(max_new_tokens=new_tokens), where)
+    engine.generate(requests, SamplingParams(max_new_tokens=new_tokens), WHERE)
     return most[0] + sum(storage.nbytes for storage in engine._cache._storage)
 
 
