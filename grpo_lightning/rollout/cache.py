@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from grpo_lightning.rollout.attention import AttentionPattern, Masks
-from grpo_lightning.rollout.decoding_attention import decoding_attention
 from grpo_lightning.rollout.prefill import PromptStates
 
 SPARE_COLUMNS = 64
@@ -184,13 +183,3 @@ class RowCache(Cache):
             buffers.append(storage[: math.prod(shape)].view(shape))
         self._keys, self._values = buffers[: len(keys)], buffers[len(keys) :]
         self._mask = likes[0].new_zeros(self._num_rows, width)
-
-
-class AttendingCache(RowCache):
-    """A cache that is read by batched products: on a CPU faster than torch's fused kernel, which wants many queries."""
-
-    @contextmanager
-    def reading(self, model: PreTrainedModel) -> Iterator[dict[str, Any]]:
-        """Give the model that attention."""
-        with decoding_attention(model.config.get_text_config()):
-            yield {"prefixes": None}

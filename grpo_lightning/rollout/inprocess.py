@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.rollout.attention import AttentionPattern
-from grpo_lightning.rollout.cache import AttendingCache, RowCache
+from grpo_lightning.rollout.cache import RowCache
 from grpo_lightning.rollout.decoding import Decoding, Drawn
 from grpo_lightning.rollout.engine import RolloutEngine
 from grpo_lightning.rollout.finish import FinishRules
@@ -89,7 +89,7 @@ class InProcessEngine(RolloutEngine):
         check_lengths(requests, sampling, self._model.config)
         rules = self._finish_rules(sampling)
         with _decoding(self._model), _weights_cast_once(self._model.device.type):
-            kind = self._cache_for(requests, sampling)
+            kind = SharingCache if self._shares(requests, sampling) else RowCache
             if type(self._cache) is not kind:
                 self._cache = kind()
             decoding = Decoding(self._model, self._cache, self._pattern, rules, sampling, coordinates)
@@ -99,22 +99,14 @@ class InProcessEngine(RolloutEngine):
             self._cache = RowCache()
         return self._completions(drawn)
 
-    def _cache_for(self, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> type[RowCache]:
-        """What holds keys and values: prompts once for all their completions, or each row everything."""
-        if self._shares(requests, sampling) and self._follows:
-            return SharingCache
-        return AttendingCache if self._model.device.type == "cpu" and self._follows else RowCache
-
     def _shares(self, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> bool:
-        """Whether prompts are worth holding once, and every row sees all of its prompt."""
+        """Whether prompts are held once for all their completions."""
         if self.share_prompts_from is None or tokens_saved(requests) < self.share_prompts_from:
             return False
         longest = max((len(request.token_ids) for request in requests), default=0) + sampling.max_new_tokens
-        return self._pattern.window is None or self._pattern.window >= longest
-
-    @property
-    def _follows(self) -> bool:
-        """Whether the model's attention can be ours; asked once."""
+        if self._pattern.window is not None and self._pattern.window < longest:
+            # Each row would see another part of the prompt.
+            return False
         if self._can_share is None:
             self._can_share = can_share(self._model, self._pattern)
         return self._can_share

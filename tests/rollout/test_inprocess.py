@@ -7,14 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo_lightning.rollout import InProcessEngine
-from grpo_lightning.types import (
-    ConfigurationError,
-    Coordinates,
-    FinishReason,
-    GenerationRequest,
-    SamplingParams,
-    Stream,
-)
+from grpo_lightning.types import ConfigurationError, FinishReason, GenerationRequest, SamplingParams
 
 EOS = frozenset({1})
 SAMPLING = SamplingParams(max_new_tokens=24)
@@ -23,9 +16,6 @@ SAMPLING = SamplingParams(max_new_tokens=24)
 def attached(model, tokenizer, eos=EOS, **kwargs):
     engine = InProcessEngine(**kwargs)
     engine.setup(model, tokenizer, eos)
-    engine.generate(
-        [], SAMPLING, Coordinates(seed=0, stream=Stream.TRAINING, iteration=0)
-    )  # asks the model what it can
     return engine
 
 
@@ -86,9 +76,9 @@ def test_single_precision_tokens_hardly_ever_depend_on_the_batch(make_model, tok
 @pytest.mark.parametrize("max_rows", [None, 5])
 def test_each_distinct_prompt_is_read_once(make_model, tokenizer, coordinates, ragged_requests, max_rows):
     model = make_model()
+    shapes = fed(model)
     # No end of sequence: all 18 completions take 23 forwards of one token after the first.
     engine = attached(model, tokenizer, eos=frozenset(), max_rows=max_rows)
-    shapes = fed(model)
     engine.generate(ragged_requests, SAMPLING, coordinates)
     assert sum(rows for rows, length in shapes if length > 1) + shapes.count((1, 1)) >= 5
     prompt_tokens = sum(rows * length for rows, length in shapes) - 18 * 23
@@ -101,6 +91,7 @@ def test_groups_are_not_multiplied_before_their_prompt_is_read(make_model, token
     model = make_model()
     engine = attached(model, tokenizer)
     request = GenerationRequest(slot=0, token_ids=tuple(range(3, 33)), num_completions=16)
+    engine.generate([request], replace(SAMPLING, max_new_tokens=2), coordinates)  # asks whether prompts can be shared
     shapes = fed(model)
     engine.generate([request], replace(SAMPLING, max_new_tokens=2), coordinates)
     assert shapes[0] == (1, 30)
@@ -109,10 +100,9 @@ def test_groups_are_not_multiplied_before_their_prompt_is_read(make_model, token
 
 def test_finished_rows_leave_the_batch(make_model, tokenizer, coordinates, ragged_requests):
     model = make_model()
-    engine = attached(model, tokenizer)
     shapes = fed(model)
     sampling = replace(SAMPLING, temperature=2.0, max_new_tokens=60)
-    completions = engine.generate(ragged_requests, sampling, coordinates)
+    completions = attached(model, tokenizer).generate(ragged_requests, sampling, coordinates)
     lengths = Counter(len(c.token_ids) for c in completions)
     assert len(lengths) > 5
     decoded = [rows for rows, length in shapes[1:] if length == 1]
@@ -122,9 +112,9 @@ def test_finished_rows_leave_the_batch(make_model, tokenizer, coordinates, ragge
 
 def test_no_more_than_max_rows_are_decoded_and_places_do_not_stay_empty(make_model, tokenizer, coordinates):
     model = make_model()
+    shapes = fed(model)
     requests = [GenerationRequest(slot=i, token_ids=(5, 6 + i), num_completions=10) for i in range(10)]
     engine = attached(model, tokenizer, max_rows=8)
-    shapes = fed(model)
     completions = engine.generate(requests, replace(SAMPLING, temperature=2.0), coordinates)
     decoded = [rows for rows, length in shapes if length == 1]
     assert max(decoded) == 8
@@ -262,8 +252,8 @@ def test_an_engine_can_be_attached_to_another_policy(make_model, tokenizer, coor
 
 def test_a_prompt_beyond_the_models_positions_is_refused_before_decoding(make_model, tokenizer, coordinates):
     model = make_model()
-    engine = attached(model, tokenizer)
     shapes = fed(model)
+    engine = attached(model, tokenizer)
     request = GenerationRequest(slot=0, token_ids=(5,) * 100, num_completions=2)
     with pytest.raises(ConfigurationError, match=r"model\.sampling\.max_new_tokens: a prompt of 100 tokens and 61 new"):
         engine.generate([request], replace(SAMPLING, max_new_tokens=61), coordinates)

@@ -1,8 +1,14 @@
+import math
+
 import pytest
 import torch
 
 from grpo_lightning.rollout.prefill import PromptStates
-from grpo_lightning.rollout.prefix import SharedPrefixes, SharingCache
+from grpo_lightning.rollout.prefix import SharedPrefixes, SharingCache, attend, join
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def states(*prompts):
@@ -16,6 +22,29 @@ def read(prefixes, num_rows):
     """With keys of 0 every token weighs the same: a row reads the mean of its prompt, and e^0 = 1 for each token."""
     output, log_total = prefixes.attend(0, torch.zeros(num_rows, 1, 1, 1))
     return output.flatten().tolist(), log_total.exp().flatten().tolist()
+
+
+def test_attention_is_worked_by_hand():
+    # Scores ln 1 and ln 3, so that the weights are 1/4 and 3/4 and the exponentials add up to 4.
+    found = attend(torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]]), torch.tensor([[8.0], [4.0]]), None)
+    assert found.output.item() == pytest.approx(0.25 * 8 + 0.75 * 4)
+    assert found.log_total.item() == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_joined_parts_are_attention_over_all_keys(scale):
+    query, keys, values = scale * random(3, 2, 4, 8), random(3, 2, 11, 8, seed=1), random(3, 2, 11, 5, seed=2)
+    parts = [attend(query, keys[:, :, part], values[:, :, part], None) for part in (slice(7), slice(7, None))]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, scale=1.0)
+    # float64 carries 16 digits; scores of up to 1e4 keep 12 of them.
+    torch.testing.assert_close(join(*parts), expected, atol=1e-11, rtol=0)
+
+
+def test_a_softcap_bounds_the_scores():
+    query, keys, values = torch.tensor([[1.0]]), torch.tensor([[1e6], [0.0]]), torch.tensor([[1.0], [0.0]])
+    # The scores are 2 tanh(inf) = 2 and 0.
+    found = attend(query, keys, values, None, softcap=2.0).output.item()
+    assert found == pytest.approx(math.exp(2) / (math.exp(2) + 1))
 
 
 def test_rows_read_their_prompts_in_any_order():

@@ -3,7 +3,7 @@ import torch
 
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.rollout.attention import AttentionPattern
-from grpo_lightning.rollout.cache import AttendingCache, RowCache
+from grpo_lightning.rollout.cache import RowCache
 from grpo_lightning.rollout.prefix import SharingCache
 from grpo_lightning.rollout.sharing import can_share, tokens_saved
 from grpo_lightning.types import ConfigurationError, GenerationRequest, SamplingParams
@@ -46,31 +46,26 @@ def test_a_model_that_keeps_the_prompts_to_itself_cannot_share(make_model):
 
 def test_a_model_that_reads_something_else_cannot_share(make_model, monkeypatch):
     model = make_model()
-    monkeypatch.setattr("grpo_lightning.rollout.decoding_attention.join", lambda one, other: one.output)
+    monkeypatch.setattr("grpo_lightning.rollout.prefix.join", lambda one, other: one.output)
     assert not can_share(model, AttentionPattern.of(model.config))
 
 
 @pytest.mark.parametrize("max_rows", [None, 4])
-def test_no_way_of_holding_the_keys_changes_a_token(
-    make_model, tokenizer, coordinates, ragged_requests, max_rows, monkeypatch
-):
+def test_sharing_changes_no_token(make_model, tokenizer, coordinates, ragged_requests, max_rows):
     model = make_model()
     engine, shared = generated(model, tokenizer, coordinates, ragged_requests, share_prompts_from=0, max_rows=max_rows)
-    assert type(engine._cache) is SharingCache
+    assert isinstance(engine._cache, SharingCache)
     engine, copied = generated(model, tokenizer, coordinates, ragged_requests, share_prompts_from=None)
-    assert type(engine._cache) is AttendingCache
-    monkeypatch.setattr("grpo_lightning.rollout.inprocess.can_share", lambda model, pattern: False)
-    engine, plain = generated(model, tokenizer, coordinates, ragged_requests, max_rows=max_rows)
     assert type(engine._cache) is RowCache
-    assert [c.token_ids for c in shared] == [c.token_ids for c in copied] == [c.token_ids for c in plain]
+    assert [c.token_ids for c in shared] == [c.token_ids for c in copied]
 
 
 def test_short_prompts_and_single_completions_are_not_shared(make_model, tokenizer, coordinates):
     long = [5 + i % 50 for i in range(40)]
     for requests, kind in (
         ([request(long, 2)], SharingCache),  # 20 tokens saved per completion
-        ([request(long, 1)], AttendingCache),
-        ([request(long[:15], 9)], AttendingCache),  # 13.3
+        ([request(long, 1)], RowCache),
+        ([request(long[:15], 9)], RowCache),  # 13.3
     ):
         engine, _ = generated(make_model(), tokenizer, coordinates, requests, share_prompts_from=16)
         assert type(engine._cache) is kind
@@ -80,7 +75,7 @@ def test_a_window_that_cuts_into_the_prompt_is_not_shared(make_model, tokenizer,
     engine, _ = generated(
         make_model("mistral-sliding"), tokenizer, coordinates, [request([5, 6], 3)], share_prompts_from=0
     )
-    assert type(engine._cache) is AttendingCache
+    assert type(engine._cache) is RowCache
 
 
 def test_a_model_that_cannot_share_gets_copies(make_model, tokenizer, coordinates, ragged_requests, monkeypatch):
