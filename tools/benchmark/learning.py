@@ -1,6 +1,7 @@
 """How long each framework trains until it is right on so many held-out problems: the quickstart's task.
 
-Both begin with the same weights and make blocks of updates in turn. Only the updates are timed.
+All begin with the same weights and make blocks of updates in turn. Only the updates are timed. Where the processor
+multiplies bf16, ours learns with bf16 compute as well.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.benchmark.measure import OURS, TRL, Conditions
+from tools.benchmark.machine import multiplies_bf16
+from tools.benchmark.measure import OURS, OURS_BF16, TRL, Conditions
 from tools.benchmark.protocol import Worker
 from tools.benchmark.quickstart import MAX_STEPS
 
 TARGET_ACCURACY = 0.9
-MODULES = {OURS: "tools.benchmark.quickstart_ours", TRL: "tools.benchmark.quickstart_trl"}
 
 
 @dataclass(kw_only=True)
@@ -36,7 +37,7 @@ class Curve:
 
 
 def learn(conditions: Conditions, folder: Path, *, block: int = 1, max_updates: int = MAX_STEPS) -> dict[str, Curve]:
-    """Train both until they reach `TARGET_ACCURACY` on the held-out problems, or `max_updates`.
+    """Train each until it reaches `TARGET_ACCURACY` on the held-out problems, or `max_updates`.
 
     Args:
         conditions: Of the whole run.
@@ -48,7 +49,8 @@ def learn(conditions: Conditions, folder: Path, *, block: int = 1, max_updates: 
         BusyMachineError: Somebody else computes.
     """
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_worker(name, conditions, folder)) for name in MODULES}
+        names = [OURS, TRL, *([OURS_BF16] if multiplies_bf16() else [])]
+        workers = {name: stack.enter_context(_worker(name, conditions, folder)) for name in names}
         for worker in workers.values():
             worker.wait_until_ready()
         curves = {name: Curve(accuracies=[worker.ask("accuracy")]) for name, worker in workers.items()}
@@ -73,8 +75,8 @@ def _train_round(
 
 def _worker(name: str, conditions: Conditions, folder: Path) -> Worker:
     return Worker(
-        MODULES[name],
+        "tools.benchmark.quickstart_trl" if name == TRL else "tools.benchmark.quickstart_ours",
         python=conditions.trl_python if name == TRL else conditions.our_python,
-        arguments=[str(folder)],
+        arguments=[str(folder), *(["--precision", "bf16-mixed"] if name == OURS_BF16 else [])],
         num_threads=conditions.num_threads,
     )

@@ -63,16 +63,16 @@ def phases(benchmark: Mapping[str, Any]) -> str:
 
 
 def learning(benchmark: Mapping[str, Any]) -> str:
-    """How long each framework trained on the quickstart's task."""
+    """How long each framework trained on the quickstart's task, and what it could after each update."""
     curves = benchmark["quickstart"]
     return _table(
-        ["framework", "seconds", "updates", "held-out accuracy"],
+        ["framework", "seconds", "updates", "held-out accuracy after each"],
         (
             [
                 name,
-                f"{curve['seconds'][-1]:.1f}",
+                f"{curve['seconds'][-1]:.2f}",
                 str(curve["updates"][-1]),
-                f"{curve['accuracies'][0]:.1%} to {curve['accuracies'][-1]:.1%}",
+                ", ".join(map(_percent, curve["accuracies"])),
             ]
             for name, curve in curves.items()
         ),
@@ -141,6 +141,10 @@ def _phases(measured: Mapping[str, Any]) -> list[str]:
     update = measured["median_seconds"][OURS] - rollout - prepare - seconds("score")
     values = [rollout, floor("prefill", "decode"), prepare, floor("reference"), update, floor("update")]
     return [measured["workload"]["name"], *(f"{value:.2f}" for value in values)]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:

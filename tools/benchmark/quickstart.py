@@ -20,9 +20,9 @@ CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 POLICY_FOLDER = Path("runs/quickstart/cold_start/policy")
 
 
-def make_optimizer(parameters: Iterable[Parameter]) -> AdamW:
-    """AdamW as in `configs/quickstart.yaml`, fused."""
-    return AdamW(parameters, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+def make_optimizer(parameters: Iterable[Parameter], *, is_fused: bool = True) -> AdamW:
+    """AdamW as in `configs/quickstart.yaml`."""
+    return AdamW(parameters, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=is_fused)
 
 
 def data() -> Arithmetic:

@@ -6,7 +6,7 @@ import pytest
 
 from tools.benchmark import learning
 from tools.benchmark.learning import learn
-from tools.benchmark.measure import OURS, TRL, Conditions
+from tools.benchmark.measure import OURS, OURS_BF16, TRL, Conditions
 from tools.benchmark.protocol import Report
 
 
@@ -51,9 +51,10 @@ def conditions(looks):
 
 @pytest.fixture(autouse=True)
 def pupils(monkeypatch):
-    pupils = {OURS: Pupil(1.0), TRL: Pupil(3.0)}
+    pupils = {OURS: Pupil(1.0), TRL: Pupil(3.0), OURS_BF16: Pupil(0.5)}
     pupils[TRL].num_updates = -4  # it begins at 20 %
     monkeypatch.setattr(learning, "_worker", lambda name, *_: pupils[name])
+    monkeypatch.setattr(learning, "multiplies_bf16", lambda: False)
     return pupils
 
 
@@ -72,3 +73,10 @@ def test_the_updates_are_bounded(conditions, pupils):
     assert curves[OURS].has_arrived
     assert curves[TRL].seconds_to_target == float("inf")
     assert pupils[TRL].num_updates == 0
+
+
+def test_half_precision_learns_too_where_it_is_not_emulated(conditions, monkeypatch):
+    assert set(learn(conditions, Path())) == {OURS, TRL}
+    monkeypatch.setattr(learning, "multiplies_bf16", lambda: True)
+    curves = learn(conditions, Path())
+    assert curves[OURS_BF16].accuracies == pytest.approx([0.6, 0.7, 0.8, 0.9])
