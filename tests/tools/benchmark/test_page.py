@@ -1,3 +1,7 @@
+import json
+
+import pytest
+
 from tools.benchmark import page
 
 
@@ -19,3 +23,19 @@ def test_what_no_phase_has_is_the_updates():
         }
     )
     assert found.splitlines()[-1] == "| W0 | 4.00 | 3.00 | 2.00 | 1.00 | 3.00 | 2.00 |"
+
+
+def test_the_page_has_every_table_of_the_committed_figures():
+    text = (page.FIGURES.parent / "performance.md").read_text()
+    tables = list(page.tables())
+    assert len(tables) == 4 + 4
+    for table in tables:
+        assert table in text
+
+
+@pytest.mark.parametrize("name", ["benchmark", "growth"])
+def test_the_committed_figures_are_whole_measurements(name):
+    conditions = json.loads((page.FIGURES / f"{name}.json").read_text())["conditions"]
+    assert conditions["is_a_measurement"]
+    assert not conditions["is_reduced"]
+    assert conditions.get("rounds", 5) >= 5
