@@ -1,9 +1,12 @@
 """Norms and feed-forward layers that keep less for the backward pass, in place of a model's own."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
 from grpo_lightning.functional.rms_norm import rms_norm, rms_norm_and_scale
@@ -60,15 +63,25 @@ def make_lean(model: PreTrainedModel) -> None:
     """Put our layers in place of those that compute the same, with their weights and under their names.
 
     Asking the layers is safer than a list of names: one that gives another output for some states stays, as does one
-    on the meta device, which gives none, and one whose forward is not its class's.
+    on the meta device, which gives none, and one whose forward is not its class's. Whatever goes wrong in the attempt
+    means that a layer stays.
     """
     for name, module in list(model.named_modules()):
         if not _is_as_its_class_made_it(module):
             continue
-        if _looks_like_a_norm(module) and _is_the_norm(module):
+        if _looks_like_a_norm(module) and _agrees(_is_the_norm, module):
             model.set_submodule(name, LeanRMSNorm(module).train(module.training))
-        elif _looks_like_an_mlp(module) and _is_the_mlp(module):
+        elif _looks_like_an_mlp(module) and _agrees(_is_the_mlp, module):
             model.set_submodule(name, LeanMLP(module).train(module.training))
+
+
+def _agrees(compare: Callable[[Any], bool], module: nn.Module) -> bool:
+    """Without a trace in the random numbers: a projection may draw some."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return compare(module)
+        except Exception:
+            return False
 
 
 def _is_as_its_class_made_it(module: nn.Module) -> bool:
@@ -89,8 +102,12 @@ def _looks_like_an_mlp(module: nn.Module) -> bool:
 
 
 def _is_the_norm(norm: Any) -> bool:
-    """To the bit, in the precision of the weight and in that of autocast."""
-    weight_D, eps = norm.weight, _eps(norm)
+    """To the bit, in the precision of the weight and in that of autocast.
+
+    With a weight of another kind than ones, beside which it would not show whether they come before a cast or after.
+    """
+    norm, eps = deepcopy(norm), _eps(norm)
+    weight_D = norm.weight.copy_(_states(norm.weight.shape[-1], norm.weight, norm.weight.dtype)[2])
     for dtype in (weight_D.dtype, torch.bfloat16):
         states_ND = _states(weight_D.shape[-1], weight_D, dtype)
         if not _equal(norm(states_ND), rms_norm_and_scale(states_ND, weight_D, eps)[0]):
@@ -99,9 +116,11 @@ def _is_the_norm(norm: Any) -> bool:
 
 
 def _is_the_mlp(mlp: Any) -> bool:
+    """Its activation by itself as well, which a projection of zeros would hide."""
     weight = next(mlp.parameters())
     states_ND = _states(mlp.gate_proj.in_features, weight, weight.dtype)
-    return _equal(mlp(states_ND), LeanMLP(mlp)(states_ND))
+    is_silu = _equal(mlp.act_fn(states_ND), silu(states_ND))
+    return is_silu and _equal(mlp(states_ND), LeanMLP(mlp)(states_ND))
 
 
 def _states(width: int, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -168,10 +168,14 @@ def _decoding(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _weights_cast_once(device: str) -> Iterator[None]:
-    """Under autocast, cast each trained weight once for all steps: Lightning's autocast casts it at every use."""
+    """Under autocast, cast each trained weight once for all steps: Lightning's autocast casts it at every use.
+
+    Frozen weights are still cast at every use: torch keeps no copies of these.
+    """
     if not torch.is_autocast_enabled(device):
         yield
         return
+    torch.clear_autocast_cache()  # an outer autocast may have copies from before the last update
     with torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=True):
         try:
             yield

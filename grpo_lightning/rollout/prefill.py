@@ -75,7 +75,9 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pattern: A
 def _as_multiplied(states: Tensor) -> Tensor:
     """In the precision that products are made in: under autocast every later step would cast all of them again."""
     device = states.device.type
-    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+    if not torch.is_autocast_enabled(device) or states.dtype == torch.float64:  # which autocast leaves alone
+        return states
+    return states.to(torch.get_autocast_dtype(device))
 
 
 def chunks(lengths: Sequence[int]) -> Iterator[slice]:

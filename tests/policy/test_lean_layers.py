@@ -12,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -241,3 +243,37 @@ def test_a_layer_with_another_activation_is_left_alone():
     model.model.layers[1].mlp.act_fn = nn.GELU()
     make_lean(model)
     assert num_replaced(model) == (REPLACED["llama"][0], 1)
+
+
+def test_a_weight_of_ones_does_not_hide_where_a_norm_casts():
+    model = Olmo2ForCausalLM(Olmo2Config(**SIZES)).bfloat16()  # multiplies before it casts
+    assert num_replaced(lean(model)) == (0, 2)
+
+
+def test_a_projection_of_zeros_does_not_hide_another_activation():
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu"))
+    for layer in model.model.layers:
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    assert num_replaced(lean(model))[1] == 0
+
+
+def test_a_layer_that_cannot_be_asked_is_left_alone():
+    class Wrapped(nn.Module):
+        def __init__(self, projection):
+            super().__init__()
+            self.projection = projection
+
+        def forward(self, x):
+            return self.projection(x)
+
+    model = make("llama")
+    model.model.layers[0].mlp.gate_proj = Wrapped(model.model.layers[0].mlp.gate_proj)  # has no in_features
+    assert num_replaced(lean(model)) == (REPLACED["llama"][0], REPLACED["llama"][1] - 1)
+
+
+def test_asking_uses_up_no_random_numbers():
+    model = make("llama")
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda _, __, output: output + 0 * torch.rand(1))
+    before = torch.get_rng_state()
+    make_lean(model)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -211,6 +211,30 @@ def test_what_a_rollout_has_cast_does_not_outlive_it(make_model, tokenizer, coor
         assert torch.equal(model(input_ids=input_ids).logits, logits)
 
 
+def test_a_rollout_has_no_use_for_what_was_cast_before_it(make_model, tokenizer, coordinates, ragged_requests):
+    model = make_model(dtype=torch.float32)
+    engine = attached(model, tokenizer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(input_ids=torch.tensor([[3, 4]]))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2)
+        drawn = engine.generate(ragged_requests, SAMPLING, coordinates)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert engine.generate(ragged_requests, SAMPLING, coordinates) == drawn
+
+
+@pytest.mark.parametrize("share_prompts_from", [None, 0])
+def test_autocast_leaves_double_precision_alone(
+    make_model, tokenizer, coordinates, ragged_requests, share_prompts_from
+):
+    model = make_model(dtype=torch.float64)
+    engine = attached(model, tokenizer, share_prompts_from=share_prompts_from)
+    expected = engine.generate(ragged_requests, SAMPLING, coordinates)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tokens(engine.generate(ragged_requests, SAMPLING, coordinates)) == tokens(expected)
+
+
 def test_another_attention_of_the_policy_is_put_aside_for_decoding(make_model, tokenizer, coordinates, ragged_requests):
     model = make_model()
     engine = attached(model, tokenizer)
