@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tools.benchmark import machine, report
+from tools.benchmark.arguments import folder, positive, python_with_trl
 from tools.benchmark.learning import Curve, learn
 from tools.benchmark.measure import Conditions, Measurement, measure
 from tools.benchmark.plot import plot_steps
@@ -32,7 +33,13 @@ QUICKSTART = "quickstart"
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; 1 where the machine is busy."""
-    settings = _parser().parse_args(arguments)
+    parser = _parser()
+    settings = parser.parse_args(arguments)
+    if QUICKSTART in settings.workloads and not POLICY_FOLDER.is_dir():
+        parser.error(
+            f"--workloads {QUICKSTART}: there is no {POLICY_FOLDER}. Make it with `grpo-lightning fit --config "
+            "configs/quickstart_cold_start.yaml`, or name the other workloads alone."
+        )
     if settings.allow_busy:
         print("The machine may be busy: NO MEASUREMENT, a trial of the benchmark.", flush=True)
     conditions = Conditions(
@@ -43,7 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
         is_reduced=settings.reduced,
         before_round=(lambda: None) if settings.allow_busy else machine.require_quiet,
     )
-    settings.output.mkdir(parents=True, exist_ok=True)
     try:
         if not settings.allow_busy:
             machine.require_low_load()
@@ -96,11 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trl-python", required=True, help="the interpreter of TRL's environment")
+    parser.add_argument(
+        "--trl-python", type=python_with_trl, required=True, help="the interpreter of TRL's environment"
+    )
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, QUICKSTART], default=[*WORKLOADS, QUICKSTART])
-    parser.add_argument("--rounds", type=int, default=5, help="counted steps of each; two more come first")
-    parser.add_argument("--threads", type=int, default=2, help="of each framework")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder of the JSON and the figure")
+    parser.add_argument("--rounds", type=positive, default=5, help="counted steps of each; two more come first")
+    parser.add_argument("--threads", type=positive, default=2, help="of each framework")
+    parser.add_argument("--output", type=folder, default="runs/benchmark", help="folder of the JSON and the figure")
     parser.add_argument("--reduced", action="store_true", help="a tenth of the work, to try the benchmark")
     parser.add_argument("--allow-busy", action="store_true", help="go on where the machine is busy, and claim nothing")
     return parser

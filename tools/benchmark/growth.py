@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tools.benchmark import machine
+from tools.benchmark.arguments import folder, positive
 from tools.benchmark.floor import step_flops
 from tools.benchmark.model_folder import write_model_folder
 from tools.benchmark.plot import plot_growth
@@ -106,7 +107,6 @@ def main(arguments: list[str] | None = None) -> int:
     settings = _parser().parse_args(arguments)
     if settings.allow_busy:
         print("The machine may be busy: NO MEASUREMENT, a trial.", flush=True)
-    settings.output.mkdir(parents=True, exist_ok=True)
     try:
         if not settings.allow_busy:
             machine.require_low_load()
@@ -164,9 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quantities", nargs="+", choices=SERIES, default=list(SERIES))
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of each point; one more comes first")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/growth"), help="folder of the JSON and the figure")
+    parser.add_argument("--steps", type=positive, default=3, help="counted steps of each point; one more comes first")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--output", type=folder, default="runs/growth", help="folder of the JSON and the figure")
     parser.add_argument("--reduced", action="store_true", help="the first two points alone, to try the measurement")
     parser.add_argument("--allow-busy", action="store_true", help="go on where the machine is busy, and claim nothing")
     return parser
