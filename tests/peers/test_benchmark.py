@@ -42,7 +42,7 @@ def test_both_drew_completions_of_the_same_lengths(measurement):
 
 
 def test_the_machine_is_looked_at_before_every_round(measurement, rounds):
-    assert len(rounds) == 3 + 3  # steps and rollouts, each with a round to warm up
+    assert len(rounds) == (2 + 2) + (1 + 2)  # two steps after two that warm up, two rollouts after one
 
 
 def test_rollouts_are_measured_alone(measurement):
