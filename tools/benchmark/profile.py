@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from grpo_lightning.policy import PretrainedPolicy
+from tools.benchmark.arguments import positive
 from tools.benchmark.model_folder import write_model_folder
 from tools.benchmark.ours import EvenSum, RandomPrompts, make_module, make_trainer, serve
 from tools.benchmark.protocol import Channel, FinishedError, Report
@@ -27,7 +28,7 @@ KINDS = {
     "matrix products": re.compile(r"(bmm|mm|addmm|baddbmm)_?"),
     "attention": re.compile(r"_?scaled_dot_product.*"),
     "copies and gathers": re.compile(r"copy_|cat|index(_select)?|gather|clone|scatter_add_|fill_|zero_"),
-    "optimizer": re.compile(r"_fused_adamw_"),
+    "fused optimizer": re.compile(r"_fused_adamw_"),
 }
 """The operations of each kind, by their names."""
 REST = "norms, activations, rotations, sampling, and what calls all of it"
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Profile and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=WORKLOADS)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--reduced", action="store_true", help="a tenth of the work, to try the profile")
     settings = parser.parse_args(arguments)

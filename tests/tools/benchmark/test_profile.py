@@ -9,7 +9,7 @@ from tools.benchmark.profile import REST, kind_of, shares
     ("aten::addmm_", "matrix products"),
     ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
     ("aten::index_select", "copies and gathers"),
-    ("aten::_fused_adamw_", "optimizer"),
+    ("aten::_fused_adamw_", "fused optimizer"),
     ("aten::mul", REST),
     ("aten::_softmax", REST),
 ])  # fmt: skip
