@@ -22,7 +22,6 @@ from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
 from grpo_lightning.groups import GroupFilter, GroupOutcome, KeepAll, Refill, ScoredRollout, Selection
 from grpo_lightning.metrics import UpdateStatistics, learning_metrics, log_metrics, rollout_metrics
-from grpo_lightning.models import ModelsOfARun
 from grpo_lightning.objective import Objective
 from grpo_lightning.objective.settings import described
 from grpo_lightning.optim import Schedule, apply_settings, settings
@@ -33,12 +32,13 @@ from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import exchange_over_ranks, gather_over_ranks, sum_over_ranks
 from grpo_lightning.resuming import Boundary, check_base, check_weights, own_state, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
-from grpo_lightning.rollout import InProcessEngine, RolloutEngine, draw_groups
+from grpo_lightning.rollout import InProcessEngine, RolloutEngine
+from grpo_lightning.rollouts import RolloutsOfARun
 from grpo_lightning.ticks import Tick, TickLoader
-from grpo_lightning.types import Coordinates, MinibatchCounts, Prompt, Rewards, Rollout, SamplingParams, Stream
+from grpo_lightning.types import MinibatchCounts, Rewards, Rollout, SamplingParams
 
 
-class GRPOModule(ModelsOfARun):
+class GRPOModule(RolloutsOfARun):
     """Trains a policy by Group Relative Policy Optimization (DeepSeekMath, https://arxiv.org/abs/2402.03300).
 
     An iteration draws `group_size` completions of `prompts_per_iteration` prompts, scores them with the Trainer's
@@ -142,24 +142,12 @@ class GRPOModule(ModelsOfARun):
     def training_step(self, tick: Tick, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's signature
         """One micro-batch of one update; the first of an iteration draws and scores its completions."""
         if tick.starts_iteration:
-            rollout = self.generate(self.prompts.take_distinct(self.shape.prompts_per_iteration))
+            rollout = self.next_rollout()
             rewards = self.score(rollout)
             groups = self.select(rollout, rewards)
             self.experience = self.prepare(groups)
         with self.phase("update"):
             return self.loss(tick)
-
-    def generate(self, prompts: Sequence[Prompt], *, first_slot: int = 0) -> Rollout:
-        """Draw a group of completions of each of this rank's prompts; the slots are dealt out to the ranks in turn."""
-        with self.phase("generate"), self.whole_policy():
-            return draw_groups(
-                self.engine,
-                dict(enumerate(prompts, start=first_slot)),
-                slots=range(first_slot + self.global_rank, first_slot + len(prompts), self.trainer.world_size),
-                group_size=self.shape.group_size,
-                sampling=self.sampling,
-                coordinates=Coordinates(seed=self.seed, stream=Stream.TRAINING, iteration=self.iteration),
-            )
 
     def score(self, rollout: Rollout) -> Rewards:
         """Ask every reward about every completion; stop where a reward is broken."""
@@ -225,7 +213,7 @@ class GRPOModule(ModelsOfARun):
         if self._tick.ends_iteration:
             self.iteration += 1
             self.experience = None
-        self._announce_weights(self.trainer.global_step + 1)
+        self.announce_weights(self.trainer.global_step + 1)
         tell_controllers(self.trainer, self, self._update_metrics)
         self.outcomes = ()
         self._boundary.mark(self)
@@ -314,7 +302,7 @@ class GRPOModule(ModelsOfARun):
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
         self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
         self.engine.setup(policy.model, self.tokenizer, policy.eos_token_ids)
-        self.engine.update_weights(policy.weights, 0)
+        self.announce_weights(0)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the policy's trainable weights, and its schedule by optimizer steps."""
@@ -342,7 +330,7 @@ class GRPOModule(ModelsOfARun):
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         for difference in apply_settings(optimizer, scheduler, self._configured):  # type: ignore[arg-type]
             rank_zero_info(f"Resumed with model.optimizer's {difference}.")
-        self._announce_weights(self.trainer.global_step)
+        self.announce_weights(self.trainer.global_step)
         self._boundary.mark(self)
         self._boundary.loops = deepcopy(self.trainer.fit_loop.state_dict())
 
@@ -374,17 +362,9 @@ class GRPOModule(ModelsOfARun):
         take_up(self, state, settings, of_iteration, rank=self.global_rank, world_size=self.trainer.world_size)
         self._resumed = state
 
-    def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """Give back what the engine holds."""
-        self.engine.close()
-
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage, and tell the callbacks that show it."""
         return timed_phase(name, self.seconds_by_phase, trainer=self.trainer, module=self)
-
-    def _announce_weights(self, version: int) -> None:
-        assert self.policy is not None
-        self.engine.update_weights(self.policy.weights, version)
 
     def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         return sum_over_ranks(values, num_ranks=self.trainer.world_size, device=self.device)

@@ -27,6 +27,7 @@ MODULE_PARTS = {
         "preparation",
         "ranks",
         "resuming",
+        "rollouts",
     ),
     *("run_folder", "ticks"),
 }
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "checkpointing": {"policy", *PURE},
     "appending_csv": set(),
     "resuming": {"batching", *PURE},
+    "rollouts": {"batching", "data", "models", "rollout", *PURE},
     "run_folder": PURE,
     "module": MODULE_PARTS,
     "supervised": MODULE_PARTS,
