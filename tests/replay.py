@@ -1,15 +1,11 @@
-"""A GRPO run on recorded completions, in this process or as one rank of several: `python replay.py SETTINGS.json`.
+"""A GRPO run on recorded completions, in this process or on the ranks of a world.
 
 The engine's completions, and their rewards, are a function of (iteration, slot, sample) alone, with ragged lengths, so
 that every run learns from the same tokens whatever its weights.
 """
 
-import json
+import gc
 import os
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -23,6 +19,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from shards import local, num_accumulated, optimizer_states, whole, whole_gradient
+from worlds import launch
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.batching import Packed, Padded, SharedPrefix
@@ -55,7 +52,6 @@ from grpo_lightning.strategies import ZeROStrategy
 from grpo_lightning.types import Completion, FinishReason, SamplingParams, StepScores
 
 LAYOUTS = {"padded": Padded, "packed": Packed, "shared_prefix": SharedPrefix}
-WATCHDOG_SECONDS = 120
 ALPHABET = "0123456789+="
 
 
@@ -318,35 +314,37 @@ def run(**settings):
 
 
 def two_ranks(folder, **settings):
-    """A run of five iterations on two ranks, or on `ranks`, each a process of its own: what each of them has to tell.
+    """A run of five iterations on two ranks, or on `ranks`: what each of them has to tell."""
+    (of_ranks,) = in_world(folder, [settings], ranks=settings.pop("ranks", 2))
+    return of_ranks
+
+
+def in_world(folder, runs, *, ranks):
+    """Runs of five iterations, one after another in one world: for each, what each rank has to tell.
 
     Args:
-        folder: For the files of this run.
-        settings: Of `make`, and `save_at`, the arguments of each `SaveAt`, and `ckpt_path`, to resume from.
+        folder: For the files of this world.
+        runs: For each run the settings of `make`, and `save_at`, the arguments of each `SaveAt`, and `ckpt_path`, to
+            resume from, which an earlier run of this world may have saved.
+        ranks: How many there are.
     """
-    folder.mkdir(exist_ok=True)
-    file, out = folder / "settings.json", folder / "result.pt"
-    file.write_text(json.dumps({"ranks": 2, "iterations": 5, **settings}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, __file__, file, out]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as world:
-        try:
-            _, errors = world.communicate(timeout=WATCHDOG_SECONDS)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(world.pid, signal.SIGKILL)  # of a world that hangs, every rank
-    assert world.returncode == 0, errors[-3000:]
-    return [torch.load(f"{out}.rank{rank}") for rank in range(settings.get("ranks", 2))]
+    launch(rank_of_world, folder, [{"iterations": 5, **settings, "ranks": ranks} for settings in runs], num_ranks=ranks)
+    return [[torch.load(folder / f"run.{i}.{rank}") for rank in range(ranks)] for i in range(len(runs))]
 
 
-def main(settings, out):
-    """One rank of a run. The ranks agree in gradients, weights and metrics; tokens and slots are each one's own."""
-    save_at, ckpt_path = settings.pop("save_at", ()), settings.pop("ckpt_path", None)
+def rank_of_world(folder, runs):
+    """One rank's part in each run, written to a file of its own."""
+    (folder / f"ready.{os.environ['LOCAL_RANK']}").touch()
+    for i, settings in enumerate(runs):
+        torch.save(told(**settings), folder / f"run.{i}.{os.environ['LOCAL_RANK']}")
+        gc.collect()
+
+
+def told(*, save_at=(), ckpt_path=None, **settings):
+    """What one rank has to tell: all agree in gradients, weights and metrics; tokens and slots are each one's own."""
     module, data, trainer, record = make(**settings, callbacks=[SaveAt(*arguments) for arguments in save_at])
     trainer.fit(module, data, ckpt_path=ckpt_path)
-    result = {
+    return {
         "gradients": record.gradients,
         "weights": record.weights,
         "metrics": record.metrics,
@@ -357,8 +355,3 @@ def main(settings, out):
         "slots": module.rollout.slots if module.rollout else (),
         "tokens": [c.token_ids for c in module.rollout.completions] if module.rollout else [],
     }
-    torch.save(result, f"{out}.rank{trainer.global_rank}")
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()), sys.argv[2])
