@@ -1,6 +1,7 @@
 """The models of a run: the policy and its reference, where their weights lie, and what is saved of them."""
 
 from abc import ABC
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grpo_lightning.batching import InStep
 from grpo_lightning.checkpointing import write_whole
 from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.policy import Policy, Unadapted, adapter_weights, frozen_copy, is_adapted, mix
+from grpo_lightning.ranks import gather_over_ranks, largest_over_ranks, sum_over_ranks
 from grpo_lightning.strategies import Placement, placement_of
 
 
@@ -53,6 +56,29 @@ class ModelsOfARun(HeldOutLoops, ABC):
         """Inside, the policy can be called by each rank as often as it likes. A collective."""
         assert self.policy is not None
         return self.placement.whole(self.policy)
+
+    @property
+    def in_step(self) -> InStep | None:
+        """What ranks need whose forwards need each other; None where none do."""
+        if not self.placement.cuts_weights:
+            return None
+        agree = partial(largest_over_ranks, num_ranks=self.trainer.world_size, device=self.device)
+        return InStep(agree, self._accumulate)
+
+    def undivided(self, loss: Tensor) -> Tensor:
+        """Undoes what divides the loss of a training step: the accumulation, and the average over ranks."""
+        return loss * float(self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _accumulate(self, loss: Tensor) -> None:
+        """As the Trainer's own backward: outside autocast. The average over ranks alone divides the loss here."""
+        with torch.autocast(self.device.type, enabled=False):
+            self.placement.accumulate(loss * self.trainer.world_size)
+
+    def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        return sum_over_ranks(values, num_ranks=self.trainer.world_size, device=self.device)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        return gather_over_ranks(rows, num_ranks=self.trainer.world_size, device=self.device)
 
     def move_reference(self, share: float) -> None:
         """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""

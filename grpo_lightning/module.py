@@ -29,7 +29,7 @@ from grpo_lightning.phases import timed_phase
 from grpo_lightning.policy import LoRA, PolicySource, load_policy
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
 from grpo_lightning.preparation import Preparation
-from grpo_lightning.ranks import exchange_over_ranks, gather_over_ranks, sum_over_ranks
+from grpo_lightning.ranks import exchange_over_ranks
 from grpo_lightning.resuming import Boundary, check_base, check_weights, own_state, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
@@ -62,7 +62,8 @@ class GRPOModule(RolloutsOfARun):
         evaluation: How held-out prompts are judged; None for greedy accuracy alone.
         layout: How completions share a training forward; None for `SharedPrefix`. It changes time and memory alone.
         max_tokens_per_microbatch: Largest micro-batch, in tokens as laid out, that is computed at once; a larger one is
-            cut into pieces, computed again in the backward pass. None for no limit, as under fsdp2 and deepspeed_3.
+            cut into pieces, computed again in the backward pass, or under fsdp2 and deepspeed_3 learned from one by
+            one. None for no limit.
         max_failure_rate: Largest share of an iteration's completions that a reward may fail on.
         seed: Of every random number of the run.
 
@@ -189,17 +190,19 @@ class GRPOModule(RolloutsOfARun):
         assert self.policy is not None
         assert self.experience is not None, "a resumed run has its experience, a new one has just drawn it"
         assert self.experience.iteration == self.iteration, "the loader and the experience disagree"
+        if tick.starts_update:
+            self.trainer.optimizers[0].zero_grad()
         counts = self.experience.counts_of(tick.update)
-        samples = self.experience.microbatch(tick.update, tick.microbatch)
+        pieces = self._forward.pieces(self.experience, tick.update, tick.microbatch)
         score = partial(self.policy, entropy_gradient=self.objective.needs_entropy_gradient)
         objective_loss = partial(self.objective.loss, counts=counts, coefficients=self.coefficients)
         loss = torch.zeros((), device=self.device)
-        for output in self._forward.losses(score, samples, objective_loss):
+        for output in self._forward.losses(score, pieces, objective_loss):
             self._statistics.add(output)
             loss = loss + output.loss
         if tick.ends_update:
             self._log_update(self.experience.metrics, counts)
-        return loss * self._undone_division
+        return self.undivided(loss)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, unless every group was dropped: an optimizer must not move on momentum alone."""
@@ -218,20 +221,23 @@ class GRPOModule(RolloutsOfARun):
         self.outcomes = ()
         self._boundary.mark(self)
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: `loss` forgets the last update's gradient itself, since it may already begin the next one."""
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ARG002 - Lightning's signature
         """The schedule counts the steps that were made: a skipped update leaves it where it is."""
         if self._has_stepped:
             scheduler.step()
 
     @property
-    def _undone_division(self) -> float:
-        """Undoes, in this one place, what divides the loss: the accumulation, and the average over ranks."""
-        return float(self.trainer.accumulate_grad_batches * self.trainer.world_size)
-
-    @property
     def _forward(self) -> Forward:
-        limit, temperature = self.max_tokens_per_microbatch, self.sampling.temperature
-        return Forward(layout=self.layout, temperature=temperature, max_tokens=limit, device=self.device)
+        return Forward(
+            layout=self.layout,
+            temperature=self.sampling.temperature,
+            max_tokens=self.max_tokens_per_microbatch,
+            device=self.device,
+            in_step=self.in_step,
+        )
 
     @property
     def _refill(self) -> Refill:
@@ -289,7 +295,7 @@ class GRPOModule(RolloutsOfARun):
         self.reward_callbacks = find_rewards(self.trainer.callbacks)  # type: ignore[attr-defined]
         self.evaluation.check_rewards([reward.name for reward in self.reward_callbacks])
         if stage == "fit":
-            check_trainer(self.trainer, self.shape, self.max_tokens_per_microbatch)
+            check_trainer(self.trainer, self.shape)
             io = self.trainer.strategy.checkpoint_io
             self.trainer.strategy.checkpoint_io = PolicyExport(io, self.save_policy)
 
@@ -360,17 +366,13 @@ class GRPOModule(RolloutsOfARun):
             return
         settings, of_iteration = self._resume_settings(), self._iteration_settings()
         take_up(self, state, settings, of_iteration, rank=self.global_rank, world_size=self.trainer.world_size)
+        if self.experience is not None:
+            self.experience = self._forward.agreed(self.experience)
         self._resumed = state
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage, and tell the callbacks that show it."""
         return timed_phase(name, self.seconds_by_phase, trainer=self.trainer, module=self)
-
-    def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        return sum_over_ranks(values, num_ranks=self.trainer.world_size, device=self.device)
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        return gather_over_ranks(rows, num_ranks=self.trainer.world_size, device=self.device)
 
     def _iteration_settings(self) -> dict[str, str]:
         return described("model.objective", self.objective) | described("model.sampling", self.sampling)

@@ -73,19 +73,12 @@ def check_objective(objective: Objective, shape: IterationShape) -> None:
         )
 
 
-def check_trainer(trainer: Trainer, shape: IterationShape, max_tokens_per_microbatch: int | None = None) -> None:
+def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
     """Every rank gets equally many prompts of a minibatch, and a completion at least for each of its micro-batches.
 
     Raises:
-        ConfigurationError: The numbers do not divide, the accumulation would change during the run, or ranks whose
-            forwards need each other would make different numbers of them.
+        ConfigurationError: The numbers do not divide, or the accumulation would change during the run.
     """
-    if max_tokens_per_microbatch is not None and getattr(trainer.strategy, "forwards_together", False):
-        raise ConfigurationError(
-            "model.max_tokens_per_microbatch must be null under this trainer.strategy: ranks would cut their "
-            f"micro-batches into different numbers of pieces, got {max_tokens_per_microbatch}.\n"
-            "Set trainer.accumulate_grad_batches or model.gradient_checkpointing."
-        )
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise ConfigurationError(

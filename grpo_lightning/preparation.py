@@ -39,7 +39,7 @@ class Preparation:
     def fill_in(
         self, experience: Experience, groups: ScoredGroups, rollout: Rollout, rewards: Rewards
     ) -> tuple[Experience, Tensor]:
-        """Add log-probabilities, then the advantages that may depend on them.
+        """Agree on pieces, add log-probabilities, then the advantages that may depend on them. A collective.
 
         Args:
             experience: This rank's samples.
@@ -51,7 +51,7 @@ class Preparation:
             The experience, and the advantage of each completion of the rollout: the mean over its tokens where they
             differ.
         """
-        experience = self._with_logprobs(experience, rollout)
+        experience = self._with_logprobs(self.forward.agreed(experience), rollout)
         tokens = completion_tokens(rollout, rewards, experience) if self.objective.needs_tokens else None
         advantages_BT = self.objective.advantages(groups, self.coefficients, tokens=tokens, gather=self.gather)
         lengths_B = groups.lengths_PG.flatten().clamp(min=1) if advantages_BT.shape[1] > 1 else 1

@@ -22,6 +22,21 @@ def sum_over_ranks(values: Sequence[float], *, num_ranks: int, device: torch.dev
     return [float(value) for value in total.tolist()]
 
 
+def largest_over_ranks(values: Sequence[int], *, num_ranks: int, device: torch.device) -> list[int]:
+    """The largest of each value over all ranks. A collective: every rank calls it, with equally many values.
+
+    Args:
+        values: Of this rank.
+        num_ranks: Of the run; one needs no process group.
+        device: One that the process group can reduce on.
+    """
+    if num_ranks == 1:
+        return list(values)
+    largest = torch.tensor(values, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return [int(value) for value in largest.tolist()]
+
+
 def gather_over_ranks(rows: Tensor, *, num_ranks: int, device: torch.device) -> Tensor:
     """The rows of all ranks under each other, in the order of the ranks. A collective: every rank calls it.
 

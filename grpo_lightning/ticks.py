@@ -23,6 +23,11 @@ class Tick(NamedTuple):
         return self.update == 0 and self.microbatch == 0
 
     @property
+    def starts_update(self) -> bool:
+        """Whether its gradient is the first of an update."""
+        return self.microbatch == 0
+
+    @property
     def ends_update(self) -> bool:
         """Whether the optimizer steps after this micro-batch."""
         return self.microbatch == self.num_microbatches - 1

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "evaluation": {"rewards", "rollout", *PURE},
     "held_out": {"evaluation", "rewards", "rollout", *PURE},
     "metrics": PURE,
-    "models": {"checkpointing", "held_out", "policy", "strategies", *PURE},
+    "models": {"batching", "checkpointing", "held_out", "policy", "ranks", "strategies", *PURE},
     "phases": PURE,
     "preconditions": {"batching", "objective", "ticks", *PURE},
     "preparation": {"batching", "objective", "policy", *PURE},

@@ -14,7 +14,6 @@ from grpo_lightning.preconditions import (
     check_sampling,
     check_trainer,
 )
-from grpo_lightning.strategies import FSDP2Strategy
 from grpo_lightning.ticks import TickLoader
 from grpo_lightning.types import ConfigurationError, SamplingParams
 
@@ -43,14 +42,6 @@ def test_settings_that_are_right_pass():
         check_microbatch_limit(limit)
     check_trainer(trainer(), SHAPE)
     check_alignment(trainer(), LOADER)
-
-
-def test_ranks_that_need_each_other_make_equally_many_forwards():
-    strategy = SimpleNamespace(forwards_together=True)
-    check_trainer(trainer(strategy=strategy), SHAPE, None)
-    with pytest.raises(ConfigurationError, match=r"model\.max_tokens_per_microbatch must be null"):
-        check_trainer(trainer(strategy=strategy), SHAPE, 100)
-    assert FSDP2Strategy.forwards_together
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])

@@ -41,6 +41,25 @@ def chunks(indices: Sequence[int], lengths: Sequence[int], max_tokens: int | Non
     return [list(indices)] if max_tokens is None or not indices else _fill(order, lengths, max_tokens)
 
 
+def cut_finer(pieces: Sequence[Sequence[int]], num_pieces: int) -> list[list[int]]:
+    """Cut pieces in halves, the one with the most rows first, until there are so many; none of one row is cut.
+
+    Args:
+        pieces: The rows of each.
+        num_pieces: At least as many as there are. Where there are fewer rows, the last ones are empty.
+
+    Example:
+        >>> cut_finer([[0, 1, 2], [3]], 3)
+        [[0], [1, 2], [3]]
+    """
+    finer = [list(piece) for piece in pieces]
+    while len(finer) < num_pieces and max(map(len, finer)) > 1:
+        at = max(range(len(finer)), key=lambda i: len(finer[i]))
+        half = len(finer[at]) // 2
+        finer[at : at + 1] = [finer[at][:half], finer[at][half:]]
+    return finer + [[] for _ in range(num_pieces - len(finer))]
+
+
 def _fill(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Cut the rows, longest first, into runs of at most `budget` padded tokens."""
     bins: list[list[int]] = []

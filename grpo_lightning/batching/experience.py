@@ -68,6 +68,8 @@ class Experience:
     """What the rollout and the rewards looked like, over all ranks."""
     blank: Sample = field(default_factory=blank_sample)
     """Has the columns of every sample, also on a rank without any."""
+    num_pieces: tuple[tuple[int, ...], ...] | None = None
+    """Of each micro-batch of each minibatch, as the ranks have agreed; None where each cuts its own as it likes."""
 
     @classmethod
     def build(
@@ -102,6 +104,10 @@ class Experience:
         minibatch = update % len(self.minibatches)
         samples = [self.minibatches[minibatch][i] for i in self.bins[minibatch][microbatch]]
         return samples or [self.blank]
+
+    def num_pieces_of(self, update: int, microbatch: int) -> int | None:
+        """Into how many pieces every rank cuts one micro-batch; None where they need not agree."""
+        return None if self.num_pieces is None else self.num_pieces[update % len(self.num_pieces)][microbatch]
 
     def samples(self) -> Iterator[Sample]:
         """All of them."""

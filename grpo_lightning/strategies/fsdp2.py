@@ -34,9 +34,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         process_group_backend: Of torch.distributed; None takes what suits the device.
     """
 
-    forwards_together = True
-    """A forward of one rank puts weights together, for which it needs the others."""
-
     def __init__(
         self,
         compute_dtype: Literal["bfloat16", "float16"] | None = None,
@@ -98,6 +95,8 @@ class FSDP2Placement(Placement):
         mesh: The ranks that share one copy.
         compute_dtype: See `FSDP2Strategy`.
     """
+
+    cuts_weights = True
 
     def __init__(self, mesh: DeviceMesh, compute_dtype: str | None) -> None:
         self.mesh, self.compute_dtype = mesh, compute_dtype

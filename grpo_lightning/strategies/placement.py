@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ class Placement:
 
     What needs all ranks says so; the others may be called by one rank alone.
     """
+
+    cuts_weights: ClassVar[bool] = False
+    """Whether ranks have shards of the weights: a forward of one puts them together, for which it needs the others."""
 
     def shard(self, policy: nn.Module) -> None:
         """Leave this rank its share of the weights. A collective."""
@@ -45,6 +49,10 @@ class Placement:
         """The L2 norm of the whole gradient, in fp64, the same on every rank. A collective."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         return norm_of(gradients)
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Add the gradient of a loss to that of the update, before the Trainer's own backward. A collective."""
+        loss.backward()
 
     def discard_gradients(self) -> None:
         """Forget what was accumulated for an update that is not made; the next one begins without those of weights."""

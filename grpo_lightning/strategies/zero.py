@@ -74,11 +74,6 @@ class ZeROStrategy(DeepSpeedStrategy):
         """How this strategy shards."""
         return ZeRO3Placement(self) if self.stage == 3 else ZeROPlacement(self)
 
-    @property
-    def forwards_together(self) -> bool:
-        """Whether a forward of one rank puts weights together, for which it needs the others."""
-        return self.stage == 3
-
     # The process
 
     def setup_environment(self) -> None:

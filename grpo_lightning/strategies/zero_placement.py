@@ -68,6 +68,8 @@ class ZeROPlacement(Placement):
 class ZeRO3Placement(ZeROPlacement):
     """Shards of every weight, of the reference too; DeepSpeed's hooks put a module together while it is called."""
 
+    cuts_weights = True
+
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:
         """Put all weights together once, and keep the hooks from taking them apart after each call."""
@@ -101,6 +103,15 @@ class ZeRO3Placement(ZeROPlacement):
         shard: Tensor = safe_get_local_grad(parameter)
         rank = torch.distributed.get_rank(parameter.ds_process_group)
         return shard.flatten()[: max(0, parameter.ds_numel - rank * shard.numel())]  # the rest is padding
+
+    def accumulate(self, loss: Tensor) -> None:
+        """As in a micro-batch that ends no update."""
+        engine = self.strategy.deepspeed_engine
+        ends_update = engine.is_gradient_accumulation_boundary()
+        engine.set_gradient_accumulation_boundary(False)
+        engine.backward(loss, scale_wrt_gas=False)
+        self._optimizer.clear_backward_seen_flag()  # the next backward adds to what this one has left
+        engine.set_gradient_accumulation_boundary(ends_update)
 
     def discard_gradients(self) -> None:
         """As DeepSpeed does where a gradient overflowed."""

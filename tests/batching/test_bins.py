@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from grpo_lightning.batching.bins import balanced_bins, chunks
+from grpo_lightning.batching.bins import balanced_bins, chunks, cut_finer
 
 
 def cost(bins, lengths):
@@ -43,3 +43,17 @@ def test_chunks_respect_the_limit_and_lose_nothing():
     assert all(len(p) * max(lengths[i] for i in p) <= 7 for p in pieces)
     assert chunks([0], lengths, 1) == [[0]]  # one row is never cut
     assert chunks([2, 0], lengths, None) == [[2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "number", "finer"),
+    [
+        ([[0, 1, 2], [3]], 2, [[0, 1, 2], [3]]),
+        ([[0, 1, 2], [3]], 3, [[0], [1, 2], [3]]),
+        ([[0, 1, 2], [3]], 4, [[0], [1], [2], [3]]),
+        ([[0, 1, 2], [3]], 6, [[0], [1], [2], [3], [], []]),
+        ([[]], 2, [[], []]),
+    ],
+)
+def test_pieces_are_cut_in_halves_until_there_are_enough(pieces, number, finer):
+    assert cut_finer(pieces, number) == finer

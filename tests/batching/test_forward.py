@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpo_lightning.batching import Experience, Forward, Padded, Sample
+from grpo_lightning.batching import Experience, Forward, InStep, Padded, Sample
 from grpo_lightning.batching.experience import blank_sample
 from grpo_lightning.types import LossOutput, MinibatchCounts, Statistic, TokenScores
 
@@ -44,13 +44,28 @@ def weighted(scores, batch):
 
 
 SAMPLES = [sample(0, 3), sample(1, 4, 5), sample(2, 6, 7, 8), sample(3, 9)]
+BLANK = replace(blank_sample(), advantages=torch.zeros(1, dtype=torch.float64))
 FORWARD = Forward(layout=Padded(), temperature=0.5, max_tokens=None, device=torch.device("cpu"))
 IN_PIECES = replace(FORWARD, max_tokens=6)  # prompts of two tokens: at most two of the shorter ones, padded, at once
 
 
-def gradient(forward, samples):
+def experience_of(*minibatches, accumulate=1):
+    return Experience.build(
+        iteration=0,
+        minibatches=minibatches,
+        counts=[MinibatchCounts(6, 3, 3)] * len(minibatches),
+        metrics={},
+        accumulate_grad_batches=accumulate,
+        layout=Padded(),
+        blank=BLANK,
+    )
+
+
+def gradient(forward, samples, **agreed):
+    """Of one micro-batch; its outputs, and how many forwards there were before the backward pass."""
     policy = Table()
-    outputs = list(forward.losses(policy, samples, weighted))
+    experience = replace(experience_of(samples), **agreed)
+    outputs = list(forward.losses(policy, forward.pieces(experience, 0, 0), weighted))
     num_forwards = len(policy.num_rows)
     loss = sum(output.loss for output in outputs)
     loss.backward()
@@ -83,23 +98,47 @@ def test_only_pieces_are_computed_again_in_the_backward_pass():
 
 
 def test_the_blank_sample_has_a_zero_that_depends_on_the_weights_and_the_same_statistics():
-    blank = replace(blank_sample(), advantages=torch.zeros(1, dtype=torch.float64))
-    loss, grad, (output,), num_forwards, _ = gradient(FORWARD, [blank])
+    loss, grad, (output,), num_forwards, _ = gradient(FORWARD, [])
     assert (loss, num_forwards, output.statistics["tokens"].sum) == (0, 1, 0)
     assert grad is not None
     assert not grad.any()
 
 
+def in_step(*others):
+    """With other ranks, whose micro-batches have so many pieces."""
+
+    def agree(mine):
+        assert len(mine) == len(others)
+        return list(map(max, mine, others))
+
+    return replace(IN_PIECES, in_step=InStep(agree, lambda loss: loss.backward()))
+
+
+def test_ranks_in_step_make_the_most_pieces_that_one_of_them_has():
+    forward = in_step(1, 4, 2)
+    experience = forward.agreed(experience_of(SAMPLES, SAMPLES[:3], []))
+    assert experience.num_pieces == ((3,), (4,), (2,))
+    pieces = [[[s.slot for s in piece] for piece in forward.pieces(experience, m, 0)] for m in range(3)]
+    assert pieces == [[[2], [1], [0, 3]], [[2], [1], [0], [-1]], [[-1], [-1]]]
+    assert forward.pieces(experience, 4, 0) == forward.pieces(experience, 1, 0)  # the second epoch's
+    without_limit = replace(forward, max_tokens=None)
+    assert without_limit.agreed(experience_of(SAMPLES)).num_pieces is None  # and nobody was asked
+
+
+@pytest.mark.parametrize("num_pieces", [3, 4, 7])
+def test_pieces_in_step_have_the_gradient_of_the_whole_and_leave_no_graph(num_pieces):
+    whole = gradient(FORWARD, SAMPLES)
+    loss, grad, outputs, num_forwards, policy = gradient(in_step(num_pieces), SAMPLES, num_pieces=((num_pieces,),))
+    assert loss == pytest.approx(whole[0], rel=1e-14)  # the same sums, in another order
+    torch.testing.assert_close(grad, whole[1], rtol=1e-14, atol=0)
+    assert sum(output.statistics["tokens"].sum for output in outputs) == 7
+    assert [output.loss.requires_grad for output in outputs] == [False] * (num_pieces - 1) + [True]
+    assert (num_forwards, len(policy.num_rows)) == (num_pieces, num_pieces)  # nothing is computed again
+
+
 @pytest.mark.parametrize("forward", [FORWARD, IN_PIECES])
 def test_every_sample_is_scored_by_its_place(forward):
-    experience = Experience.build(
-        iteration=0,
-        minibatches=[SAMPLES[:3], SAMPLES[3:]],
-        counts=[MinibatchCounts(6, 3, 3), MinibatchCounts(1, 1, 1)],
-        metrics={},
-        accumulate_grad_batches=2,
-        layout=Padded(),
-    )
+    experience = experience_of(SAMPLES[:3], SAMPLES[3:], accumulate=2)
     policy = Table()
     scores = forward.scores(policy, experience)
     assert list(experience.samples()) == SAMPLES

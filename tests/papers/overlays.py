@@ -102,7 +102,7 @@ class Learning:
             coefficients=self.objective.coefficients,
         )
         parts = [[samples[i] for i in part] for part in cut or [range(len(samples))]]
-        return sum(output.loss for part in parts for output in FORWARD.losses(Table(now), part, compute))
+        return sum(output.loss for part in parts for output in FORWARD.losses(Table(now), [part], compute))
 
     def loss_and_gradient(self, update: int, now: Tensor, cut: Sequence[Sequence[int]] | None = None):
         """Both, the second with respect to the log-probabilities."""
