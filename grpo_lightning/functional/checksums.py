@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 20
@@ -31,3 +32,11 @@ def checksum(tensor: Tensor) -> int:
         weights_N = 2 * torch.arange(start, start + len(chunk_N), device=tensor.device) + 1
         total += chunk_N.sum() + ((chunk_N * weights_N).sum() << 32)
     return int(total)
+
+
+def local_share(weight: Tensor) -> Tensor:
+    """What this rank has of a weight: all of it, or its shard under FSDP2 (a DTensor) or ZeRO's stage 3."""
+    if hasattr(weight, "ds_tensor"):
+        shard: Tensor = weight.ds_tensor
+        return shard
+    return weight.to_local() if isinstance(weight, DTensor) else weight

@@ -1,7 +1,8 @@
 """The contract that every rollout engine keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,9 @@ class RolloutEngine(ABC):
       exactly in fp64, and in fp32 up to draws that fall within rounding of a boundary between two tokens.
     * An end-of-sequence token exactly at the length limit is `FinishReason.EOS`, not a truncation.
     """
+
+    called_together: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Inside, all ranks together can call the policy, each as often as the others: for engines that compare with it."""
 
     @abstractmethod
     def setup(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional.random import seeds
 from grpo_lightning.rollout.lengths import max_positions
+from grpo_lightning.rollout.model_folder import save_without_weights
 from grpo_lightning.rollout.weight_receiver import RECEIVER
 from grpo_lightning.rollout.weight_sync import Precision, WeightCopyEngine, WeightSyncError
 from grpo_lightning.types import (
@@ -177,14 +177,6 @@ def start_llm(
             worker_extension_cls=RECEIVER,
             **settings,
         )
-
-
-def save_without_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write what vLLM builds a model from: config and tokenizer."""
-    config = deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def completion_seeds(requests: Sequence[GenerationRequest], coordinates: Coordinates) -> list[int]:

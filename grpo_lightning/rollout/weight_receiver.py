@@ -61,6 +61,7 @@ class WeightReceiver:
     """Mixed into vLLM's worker, which calls these methods by name (``collective_rpc``)."""
 
     held_weights: dict[str, Held] | None = None
+    num_receipts = 0
     instance_name: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG004 - those of the worker
@@ -73,6 +74,7 @@ class WeightReceiver:
     def receive_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take over some of the policy's tensors, under the names of its checkpoint."""
         held = self.held_weights = self.held_weights or {}
+        self.num_receipts += 1
         watch = _Watch()  # type: ignore[no-untyped-call]  # of torch
 
         def arriving() -> Iterator[tuple[str, Tensor]]:
@@ -91,8 +93,8 @@ class WeightReceiver:
             self.receive_weights(((name, file.get_tensor(name)) for name in file.keys()), version)  # noqa: SIM118
 
     def report_instance(self) -> list[str]:
-        """A name that no other start of a worker has."""
-        return [self.instance_name]
+        """A name that no other start of a worker has, with how often it was sent weights."""
+        return [f"{self.instance_name} after {self.num_receipts} receipts"]
 
     def report_weights(self) -> dict[str, Any]:
         """What this worker holds: of each tensor its version and checksum, and the parameters that none came for."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo_lightning.functional.checksums import checksum
+from grpo_lightning.functional.checksums import checksum, local_share
+from grpo_lightning.rollout.agreement import is_first_rank, together
 from grpo_lightning.rollout.engine import RolloutEngine
 from grpo_lightning.rollout.lengths import check_lengths
 from grpo_lightning.rollout.sampling import sampling_logprobs
-from grpo_lightning.types import Completion, Coordinates, GenerationRequest, SamplingParams
+from grpo_lightning.types import Completion, Coordinates, FinishReason, GenerationRequest, SamplingParams
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -23,6 +24,10 @@ In fp32 two orders of summation leave about 1e-5. Half precision leaves about 1e
 models; a wrong temperature or adapter, or the weights of another run, leave more than 0.1.
 """
 
+_NOTHING = Completion(
+    token_ids=(0,), sampler_logprobs=(0.0,), text="", finish_reason=FinishReason.LENGTH, weight_version=0
+)
+
 
 class WeightSyncError(RuntimeError):
     """The engine does not hold the policy's weights, or does not draw from the distribution that was asked for."""
@@ -31,9 +36,9 @@ class WeightSyncError(RuntimeError):
 class WeightCopyEngine(RolloutEngine):
     """An engine whose weights are a copy.
 
-    New weights are sent when the next completions are asked for, tensor by tensor. Before every rollout each tensor of
-    the copy must have the policy's version and checksum, whether or not anything was sent; after it, the log-probs of
-    its first completion must be the policy's own. Whatever does not agree stops the run.
+    New weights are sent when the next completions are asked for, tensor by tensor, by the first rank. Before every
+    rollout each tensor of the copy must have the policy's version and checksum, whether or not anything was sent; after
+    it, the log-probs of each rank's first completion must be the policy's own. Whatever does not agree stops the run.
 
     Args:
         dtype: In which precision the engine computes; "auto" for the policy's (fp32 for an fp64 policy).
@@ -44,6 +49,10 @@ class WeightCopyEngine(RolloutEngine):
         self.version = 0
         self._weights: Iterable[tuple[str, Tensor]] | None = None
         self._is_behind = True
+        self._checksums: dict[str, int] = {}
+        """Of the tensors that were sent last, in the engine's precision."""
+        self._shares: dict[str, int] = {}
+        """Of what this rank had of the weights then."""
 
     def setup(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
         """Attach the policy. What takes long waits until completions are asked for."""
@@ -60,37 +69,52 @@ class WeightCopyEngine(RolloutEngine):
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
     ) -> list[Completion]:
-        """Draw the completions of every request.
+        """Draw the completions of every request. A collective, whose ranks may ask for as many as each likes.
 
         Raises:
             ConfigurationError: A prompt and `max_new_tokens` exceed the model's positions, or a prompt is empty.
             WeightSyncError: The copy is not the policy, or its log-probs are not the policy's.
         """
-        check_lengths(requests, sampling, self._model.config)
+        with together():
+            check_lengths(requests, sampling, self._model.config)
         self.synchronise()
         wanted = [request for request in requests if request.num_completions]
-        completions = self.draw(wanted, sampling, coordinates) if wanted else []
-        if completions:
-            self._check_logprobs(wanted[0], completions[0], sampling)
+        with together():
+            completions = self.draw(wanted, sampling, coordinates) if wanted else []
+        self.check_logprobs(wanted, completions, sampling)
         return completions
 
+    @torch.no_grad()
     def synchronise(self) -> None:
-        """Send the weights where they have changed, and compare what the engine then holds.
+        """Send the weights where they have changed, and compare what the engine then holds. A collective.
 
         Raises:
             WeightSyncError: It does not hold the policy's weights.
         """
         assert self._weights is not None, "update_weights comes before generate"
-        expected: dict[str, int] = {}
-        weights = self._noting(self._weights, expected)
+        shares = {name: checksum(local_share(weight)) for name, weight in self._model.named_parameters()}
         if self._is_behind:
-            self.send(weights, self.version)
-        for _ in weights:  # also what the engine did not ask for is expected of it
-            pass
-        for report in self.held():
-            complaint = disagreement(expected, self.version, report)
-            if complaint:
-                raise WeightSyncError(f"{type(self).__name__} does not hold the policy's weights: {complaint}")
+            self._checksums = {}
+            weights = self._noting(self._weights, self._checksums)
+            with together():
+                try:
+                    if is_first_rank():
+                        self.send(weights, self.version)
+                finally:
+                    for _ in weights:  # each rank has its part in every tensor, whatever becomes of the first's
+                        pass
+            self._shares = shares
+        with together():
+            changed = [name for name in shares if shares[name] != self._shares[name]]
+            if changed:
+                raise WeightSyncError(
+                    f"{type(self).__name__} does not hold the policy's weights: of {len(shares)} tensors, {len(changed)} "
+                    f"have other values ({_some(changed)}) than were sent, though no update was announced."
+                )
+            for report in self.held() if is_first_rank() else ():
+                complaint = disagreement(self._checksums, self.version, report)
+                if complaint:
+                    raise WeightSyncError(f"{type(self).__name__} does not hold the policy's weights: {complaint}")
         self._is_behind = False
 
     def _noting(
@@ -102,16 +126,39 @@ class WeightCopyEngine(RolloutEngine):
             checksums[name] = checksum(cast)
             yield name, cast
 
-    def _check_logprobs(self, request: GenerationRequest, completion: Completion, sampling: SamplingParams) -> None:
-        """Compare a completion's log-probs with the policy's."""
-        expected_T = policy_logprobs(self._model, request.token_ids, completion, sampling, self._eos_token_ids)
+    @torch.no_grad()
+    def check_logprobs(
+        self, requests: Sequence[GenerationRequest], completions: Sequence[Completion], sampling: SamplingParams
+    ) -> None:
+        """Compare the log-probs of the first completion with the policy's. A collective.
+
+        Args:
+            requests: Of this rank; each asks for at least one completion.
+            completions: What came of them.
+            sampling: As they were drawn.
+
+        Raises:
+            WeightSyncError: They differ by more than rounding.
+        """
+        prompt = requests[0].token_ids if requests else (0,)
+        completion = completions[0] if completions else _NOTHING  # a rank without any has its part in the others'
+        with self.called_together():
+            logits_TV = completion_logits(self._model, prompt, completion)
+        logprobs_T = policy_logprobs(logits_TV, completion, sampling, self._eos_token_ids)
+        with together():
+            if completions:
+                self._compare(completion, logprobs_T, sampling, precisions={self.dtype, logits_TV.dtype})
+
+    def _compare(
+        self, completion: Completion, logprobs_T: Tensor, sampling: SamplingParams, precisions: set[torch.dtype]
+    ) -> None:
         actual_T = torch.tensor(completion.sampler_logprobs, dtype=torch.float64)
-        deviation = float((actual_T - expected_T.double().cpu()).abs().mean())
-        tolerance = LOGPROB_TOLERANCE[self.dtype]
+        deviation = float((actual_T - logprobs_T.double().cpu()).abs().mean())
+        tolerance, precision = max((LOGPROB_TOLERANCE.get(dtype, 0.0), str(dtype)) for dtype in precisions)
         if not deviation <= tolerance:
             raise WeightSyncError(
                 f"{type(self).__name__}: the log-probs of a completion differ from the policy's by {deviation:.3g} on "
-                f"average, expected at most {tolerance:g} in {str(self.dtype).removeprefix('torch.')}.\nThe weights "
+                f"average, expected at most {tolerance:g} in {precision.removeprefix('torch.')}.\nThe weights "
                 f"agree (version {self.version}), so it is what is computed from them: the temperature ({sampling}), "
                 "the model's config, or the precision (model.engine.dtype)."
             )
@@ -154,20 +201,21 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
+def completion_logits(model: PreTrainedModel, prompt: Sequence[int], completion: Completion) -> Tensor:
+    """The logits that a model gives a completion's tokens, of shape [T, V]."""
+    input_ids = torch.tensor([[*prompt, *completion.token_ids]], device=model.device)
+    logits_TV: Tensor = model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits_TV
+
+
 def policy_logprobs(
-    model: PreTrainedModel,
-    prompt: Sequence[int],
-    completion: Completion,
-    sampling: SamplingParams,
-    eos_token_ids: frozenset[int],
+    logits_TV: Tensor, completion: Completion, sampling: SamplingParams, eos_token_ids: frozenset[int]
 ) -> Tensor:
-    """The log-probs of a completion's tokens under the distribution that `sampling` makes of the policy.
+    """The log-probs of a completion's tokens under the distribution that `sampling` makes of the logits.
 
     Returns:
         Of shape [T].
     """
-    input_ids = torch.tensor([[*prompt, *completion.token_ids]], device=model.device)
-    logits_TV = model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     logits_TV[: sampling.min_new_tokens, sorted(eos_token_ids)] = -torch.inf
-    targets_T1 = input_ids[0, len(prompt) :, None]
+    targets_T1 = torch.tensor(completion.token_ids, device=logits_TV.device)[:, None]
     return sampling_logprobs(logits_TV, sampling).gather(1, targets_T1).squeeze(1)

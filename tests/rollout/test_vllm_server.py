@@ -12,7 +12,7 @@ import torch
 
 from grpo_lightning.policy import NamedWeights
 from grpo_lightning.rollout import InProcessEngine, VLLMServerEngine
-from grpo_lightning.rollout.vllm_server import ServerError
+from grpo_lightning.rollout.server import ServerError
 from grpo_lightning.rollout.weight_receiver import WeightReceiver
 from grpo_lightning.rollout.weight_sync import WeightSyncError
 from grpo_lightning.types import ConfigurationError, Coordinates, GenerationRequest, SamplingParams, Stream
