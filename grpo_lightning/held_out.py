@@ -23,7 +23,7 @@ class HeldOutLoops(LightningModule, ABC):
 
     @abstractmethod
     def whole_policy(self) -> AbstractContextManager[None]:
-        """Inside, the policy can be called by each rank as often as it likes. Entered by all ranks together."""
+        """Inside, the engine can draw. Entered by all ranks together."""
 
     @abstractmethod
     def phase(self, name: str) -> AbstractContextManager[None]:

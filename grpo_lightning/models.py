@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,12 @@ class ModelsOfARun(HeldOutLoops, ABC):
             self.reference = frozen_copy(policy, policy.model.state_dict())
             self.placement.shard(self.reference)
         self.placement.shard(self.policy)
+        self.engine.called_together = partial(self.placement.called_together, policy)
 
     def whole_policy(self) -> AbstractContextManager[None]:
-        """Inside, the policy can be called by each rank as often as it likes. A collective."""
+        """Inside, the engine can draw; where it does so on the policy itself, its weights are whole. A collective."""
         assert self.policy is not None
-        return self.placement.whole(self.policy)
+        return nullcontext() if self.engine.has_copy else self.placement.whole(self.policy)
 
     @property
     def in_step(self) -> InStep | None:

@@ -56,8 +56,8 @@ ALPHABET = "0123456789+="
 
 
 class TinyPolicy(CharacterPolicy):
-    def __init__(self, dtype):
-        super().__init__(ALPHABET, hidden_size=16, num_layers=2, num_heads=2, max_positions=64)
+    def __init__(self, dtype, *, head_dim=8):
+        super().__init__(ALPHABET, hidden_size=2 * head_dim, num_layers=2, num_heads=2, max_positions=64)
         self.dtype = dtype
 
     def load_model(self, *, seed):
@@ -230,6 +230,7 @@ def make(
     group_size=4,
     ranks=1,
     dtype="float32",
+    head_dim=8,
     iterations=2,
     layout="shared_prefix",
     max_tokens=None,
@@ -238,6 +239,7 @@ def make(
     objective=None,
     with_steps=False,
     live=False,
+    engine=None,
     uneven=False,
     fails_in=None,
     schedule=None,
@@ -257,7 +259,7 @@ def make(
     if isinstance(objective, str):
         objective = everything() if objective == "everything" else overlay(objective)
     module = GRPOModule(
-        TinyPolicy(getattr(torch, dtype)),
+        TinyPolicy(getattr(torch, dtype), head_dim=head_dim),
         objective or seed_objective(aggregation),
         SamplingParams(max_new_tokens=12),
         partial(getattr(torch.optim, optimizer), lr=lr),
@@ -265,7 +267,7 @@ def make(
         group_size=group_size,
         num_epochs=num_epochs,
         num_minibatches=num_minibatches,
-        engine=UnevenEngine() if uneven else InProcessEngine() if live else RecordedEngine(),
+        engine=engine() if engine else UnevenEngine() if uneven else InProcessEngine() if live else RecordedEngine(),
         schedule=Schedule(**schedule) if schedule else None,
         groups=DynamicSampling(max_rounds) if max_rounds else None,
         layout=LAYOUTS[layout](),

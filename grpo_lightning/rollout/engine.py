@@ -23,6 +23,8 @@ class RolloutEngine(ABC):
     * An end-of-sequence token exactly at the length limit is `FinishReason.EOS`, not a truncation.
     """
 
+    has_copy = False
+    """Whether it draws from weights of its own, for which those of the policy need not be whole."""
     called_together: Callable[[], AbstractContextManager[None]] = nullcontext
     """Inside, all ranks together can call the policy, each as often as the others: for engines that compare with it."""
 

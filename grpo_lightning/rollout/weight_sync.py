@@ -44,6 +44,8 @@ class WeightCopyEngine(RolloutEngine):
         dtype: In which precision the engine computes; "auto" for the policy's (fp32 for an fp64 policy).
     """
 
+    has_copy = True
+
     def __init__(self, dtype: Precision = "auto") -> None:
         self._precision = dtype
         self.version = 0
@@ -108,8 +110,8 @@ class WeightCopyEngine(RolloutEngine):
             changed = [name for name in shares if shares[name] != self._shares[name]]
             if changed:
                 raise WeightSyncError(
-                    f"{type(self).__name__} does not hold the policy's weights: of {len(shares)} tensors, {len(changed)} "
-                    f"have other values ({_some(changed)}) than were sent, though no update was announced."
+                    f"{type(self).__name__} does not hold the policy's weights: of {len(shares)} tensors, "
+                    f"{len(changed)} have other values ({_some(changed)}) than were sent, and no update was announced."
                 )
             for report in self.held() if is_first_rank() else ():
                 complaint = disagreement(self._checksums, self.version, report)

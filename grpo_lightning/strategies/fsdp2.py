@@ -129,6 +129,17 @@ class FSDP2Placement(Placement):
                 module.reshard()
                 module.set_reshard_after_forward(module is not policy, recurse=False)
 
+    @contextmanager
+    def called_together(self, policy: nn.Module) -> Iterator[None]:
+        """Put together what is around the blocks; each block puts itself together while it is called."""
+        _name_the_root(policy)
+        assert isinstance(policy, FSDPModule), "the root is named"
+        policy.unshard()
+        try:
+            yield
+        finally:
+            policy.reshard()
+
     def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:
         """Put together on the CPU of the first rank."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)

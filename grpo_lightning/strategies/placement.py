@@ -28,6 +28,14 @@ class Placement:
         """
         yield
 
+    @contextmanager
+    def called_together(self, policy: nn.Module) -> Iterator[None]:  # noqa: ARG002 - whole as they are
+        """Inside, the ranks may call the language model of the policy, each as often as the others.
+
+        Entering and leaving are collectives, and so is each call where weights are in shards.
+        """
+        yield
+
     def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:  # noqa: ARG002
         """The whole weights of a model by name, on the first rank; others may have none. A collective.
 

@@ -73,11 +73,24 @@ class ZeRO3Placement(ZeROPlacement):
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:
         """Put all weights together once, and keep the hooks from taking them apart after each call."""
+        self._reset()
         offload = self._offload
-        offload.get_param_coordinator().release_and_reset_all(offload.module)  # also waits for what is on its way
         hooks = {hook.id for hook in (*offload.forward_hooks, *offload.backward_hooks)}
         with gathered([*policy.parameters()]), _without(policy, hooks):
             yield
+
+    @contextmanager
+    def called_together(self, policy: nn.Module) -> Iterator[None]:  # noqa: ARG002 - all that the engine has
+        """DeepSpeed's hooks put each module together; what they expect next is forgotten before and after."""
+        self._reset()
+        try:
+            yield
+        finally:
+            self._reset()
+
+    def _reset(self) -> None:
+        offload = self._offload
+        offload.get_param_coordinator().release_and_reset_all(offload.module)  # also waits for what is on its way
 
     @property
     def _offload(self) -> Any:

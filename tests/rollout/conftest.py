@@ -28,7 +28,9 @@ from transformers import (
 
 from grpo_lightning.functional.random import uniforms
 from grpo_lightning.policy import CharacterPolicy
-from grpo_lightning.rollout import InProcessEngine, RolloutEngine, VLLMEngine
+from grpo_lightning.rollout import InProcessEngine, RolloutEngine, VLLMEngine, VLLMServerEngine
+from grpo_lightning.rollout.local_servers import LocalServers
+from grpo_lightning.rollout.server import Server
 from grpo_lightning.types import Coordinates, GenerationRequest, Stream
 
 VOCABULARY = 62
@@ -76,11 +78,13 @@ class EngineCase:
     """For tests of distributions."""
     draws_itself: bool = True
     """With our own code, so that a defect planted there must show."""
-    unlike: tuple[str, ...] = ()
-    """Families that the engine computes differently from transformers."""
+    not_tried: tuple[str, ...] = ()
+    """Families that the engine computes differently from transformers, or that another engine has been tried with."""
 
 
 _STARTED = {}
+_LAUNCHED = {}
+SERVER_ARGUMENTS = ["--enforce-eager", "--max-num-seqs", "64"]
 
 
 def make_vllm_engine():
@@ -99,6 +103,36 @@ def make_vllm_engine():
     return SharedVLLMEngine(kv_cache_gib=0.1, enforce_eager=True)
 
 
+def make_vllm_server_engine():
+    """A `VLLMServerEngine` whose server outlives it, until one for another model is wanted."""
+
+    class SharedVLLMServerEngine(VLLMServerEngine):
+        def _launch(self):
+            key = (self._model.config.to_json_string(), self.dtype)
+            if key not in _LAUNCHED:
+                stop_servers()
+                super()._launch()
+                _LAUNCHED[key] = self._launched
+            self._launched = _LAUNCHED[key]
+            self._servers = [Server(member.url) for member in self._launched.members]
+
+        def close(self):
+            pass
+
+    return SharedVLLMServerEngine(local=LocalServers(kv_cache_gib=0.1, arguments=SERVER_ARGUMENTS))
+
+
+def stop_servers():
+    while _LAUNCHED:
+        _LAUNCHED.popitem()[1].stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_server_stays():
+    yield
+    stop_servers()
+
+
 ENGINES = {
     "InProcessEngine": EngineCase(InProcessEngine),
     "InProcessEngine that shares prompts": EngineCase(partial(InProcessEngine, share_prompts_from=0)),
@@ -111,13 +145,20 @@ ENGINES = {
         tolerance=3e-5,
         num_draws=5_000,
         draws_itself=False,
-        unlike=("gemma2-sliding",),
+        not_tried=("gemma2-sliding",),
+    ),
+    # The same vLLM in another process, asked over HTTP.
+    "VLLMServerEngine": EngineCase(
+        make_vllm_server_engine,
+        torch.float32,
+        head_dim=32,
+        tolerance=3e-5,
+        num_draws=600,
+        draws_itself=False,
+        not_tried=tuple(family for family in FAMILIES if family != "llama"),
     ),
 }
 """How each engine of the package is made."""
-
-HELD_ELSEWHERE = {"VLLMServerEngine"}
-"""Engines whose own tests start what they need."""
 
 RUNNABLE = [name for name in ENGINES if not name.startswith("VLLM") or importlib.util.find_spec("vllm")]
 
@@ -148,9 +189,7 @@ def make_engine(engine_case):
 
 @pytest.fixture(scope="session")
 def known_engines():
-    return SimpleNamespace(
-        registered={name.split()[0] for name in ENGINES} | HELD_ELSEWHERE, found=set(concrete_engines())
-    )
+    return SimpleNamespace(registered={name.split()[0] for name in ENGINES}, found=set(concrete_engines()))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -72,18 +72,20 @@ def test_a_completion_is_well_formed(engine, coordinates, ragged_requests, token
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 def test_logprobs_equal_a_teacher_forced_forward(engine_case, make_model, tokenizer, coordinates, ragged_requests,
                                                  teacher_forced, family, temperature):  # fmt: skip
-    if family in engine_case.unlike:
-        pytest.skip("the engine computes another function than transformers")
+    if family in engine_case.not_tried:
+        pytest.skip("not tried with this engine")
     model = make_model(family, torch.float32, head_dim=engine_case.head_dim)
     engine = engine_case.make()
     attach(engine, model, tokenizer)
     completions = engine.generate(ragged_requests, replace(SAMPLING, temperature=temperature), coordinates)
     engine.close()
     prompts = [r.token_ids for r in ragged_requests for _ in range(r.num_completions)]
-    for prompt, completion in zip(prompts, completions, strict=True):
-        expected = teacher_forced(model, prompt, completion.token_ids, temperature)
-        tolerance = max(1e-5, engine_case.tolerance)
-        torch.testing.assert_close(torch.tensor(completion.sampler_logprobs), expected, atol=tolerance, rtol=0)
+    errors_N = torch.cat([
+        torch.tensor(completion.sampler_logprobs) - teacher_forced(model, prompt, completion.token_ids, temperature)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]).abs()  # fmt: skip
+    assert errors_N.mean() < 1e-5
+    assert errors_N.max() < 2 * max(1e-5, engine_case.tolerance)  # of logits above 10, divided by the temperature
 
 
 def assert_same(completions, expected, tolerance):

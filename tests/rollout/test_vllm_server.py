@@ -1,87 +1,20 @@
 """`VLLMServerEngine` against a server that speaks vLLM's protocol, and goes wrong when it is told to."""
 
-import json
 import threading
 import time
-from copy import deepcopy
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_server import EOS, serving
 
 from grpo_lightning.policy import NamedWeights
-from grpo_lightning.rollout import InProcessEngine, VLLMServerEngine
-from grpo_lightning.rollout.server import ServerError
-from grpo_lightning.rollout.weight_receiver import WeightReceiver
+from grpo_lightning.rollout import VLLMServerEngine
+from grpo_lightning.rollout.local_servers import LocalServers
+from grpo_lightning.rollout.server import ServerError, SlowServerError, drawn_by
 from grpo_lightning.rollout.weight_sync import WeightSyncError
-from grpo_lightning.types import ConfigurationError, Coordinates, GenerationRequest, SamplingParams, Stream
+from grpo_lightning.types import ConfigurationError, SamplingParams
 
-EOS = frozenset({1})
 SAMPLING = SamplingParams(max_new_tokens=6)
-
-
-class Server(ThreadingHTTPServer):
-    """What a vLLM server does, computed by the in-process engine on a model of its own."""
-
-    def __init__(self, model, tokenizer):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.model, self.tokenizer, self.lock = model, tokenizer, threading.Lock()
-        self.faults = []
-        """What each of the next completions becomes: "restart", "garbage", "broken", "refuse" or "fine"."""
-        self.num_starts = self.num_syncs = 0
-        self.start()
-
-    def start(self):
-        """As after a crash: other weights, another name."""
-        copy = deepcopy(self.model)
-        for parameter in copy.parameters():
-            parameter.data.zero_()
-        parameters = dict(copy.named_parameters())
-        copy.load_weights = lambda named: [parameters[name].copy_(tensor) for name, tensor in named]
-        self.num_starts += 1
-        self.worker = object.__new__(WeightReceiver)
-        self.worker.instance_name = f"start {self.num_starts}"
-        self.worker.model_runner = SimpleNamespace(get_model=lambda: copy)
-        self.engine = InProcessEngine()
-        self.engine.setup(copy, self.tokenizer, EOS)
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/"
-
-    def answer(self, path, body):
-        if path == "/collective_rpc":
-            self.num_syncs += body["method"].startswith("receive")
-            return {"results": [getattr(self.worker, body["method"])(*body["args"])]}
-        if path == "/reset_prefix_cache":
-            return {"success": True}
-        request = GenerationRequest(slot=body["seed"] % 2**32, token_ids=tuple(body["prompt"]), num_completions=1)
-        (completion,) = self.engine.generate(
-            [request],
-            SamplingParams(max_new_tokens=body["max_tokens"], temperature=body["temperature"]),
-            Coordinates(seed=0, stream=Stream.TRAINING, iteration=0),
-        )
-        logprobs = {"token_logprobs": list(completion.sampler_logprobs)}
-        return {"choices": [{"token_ids": list(completion.token_ids), "logprobs": logprobs, "finish_reason": "length"}]}
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            fault = self.server.faults.pop(0) if self.path == "/v1/completions" and self.server.faults else "fine"
-            if fault == "restart":
-                self.server.start()
-                self.close_connection = True
-                return
-            answer = json.dumps(self.server.answer(self.path, body))
-        self.send_response({"broken": 500, "refuse": 400}.get(fault, 200))
-        self.end_headers()
-        self.wfile.write(b"<html>" if fault == "garbage" else answer.encode())
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
@@ -91,18 +24,13 @@ def model(make_model):
 
 @pytest.fixture
 def server(model, tokenizer):
-    server = Server(model, tokenizer)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(model, tokenizer) as server:
+        yield server
 
 
 @pytest.fixture
 def engine(server, model, tokenizer):
-    engine = VLLMServerEngine([server.url], max_requests=4, patience_seconds=1)
+    engine = VLLMServerEngine([server.url], max_requests=4, patience_seconds=10)
     engine.setup(model, tokenizer, EOS)
     engine.update_weights(NamedWeights(model), 5)
     return engine
@@ -121,15 +49,63 @@ def test_completions_are_drawn_from_the_weights_that_were_sent(expected, model, 
         assert completion.sampler_logprobs == pytest.approx(logprobs, abs=1e-5)  # two orders of summation
 
 
-@pytest.mark.parametrize("fault", ["restart", "garbage", "broken"])
+FAULTS = ["restart", "garbage", "broken", "without_logprobs", "not_a_number", "aborted", "sent_other_weights"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_rollout_with_a_lost_answer_is_drawn_again_whole(server, engine, expected, ragged_requests, coordinates,
-                                                           fault, capsys):  # fmt: skip
+                                                           fault, caplog):  # fmt: skip
+    caplog.set_level("INFO")
     server.faults = ["fine"] * 7 + [fault]
     syncs = server.num_syncs
     again = engine.generate(ragged_requests, SAMPLING, coordinates)
     assert [c.token_ids for c in again] == [c.token_ids for c in expected]
     assert {c.weight_version for c in again} == {5}
     assert server.num_syncs == syncs + 1
+    assert "A rollout is thrown away and drawn again from weights that are sent again: " in caplog.text
+
+
+@pytest.fixture
+def impatient(server, model, tokenizer):
+    engine = VLLMServerEngine([server.url], max_requests=4, patience_seconds=2)
+    engine.setup(model, tokenizer, EOS)
+    engine.update_weights(NamedWeights(model), 5)
+    return engine
+
+
+def test_a_server_that_freezes_is_given_up_and_taken_up_again(
+    server, impatient, expected, ragged_requests, coordinates
+):
+    server.faults = ["fine"] * 7 + ["freeze"]
+    thaw = threading.Timer(1.2, server.is_frozen.clear)  # after half the patience it is given up
+    thaw.start()
+    assert impatient.generate(ragged_requests, SAMPLING, coordinates) == expected
+    thaw.join()
+
+
+def test_a_server_that_stays_frozen_ends_the_run_when_patience_does(server, impatient, ragged_requests, coordinates):
+    server.faults = ["freeze"]
+    started = time.monotonic()
+    with pytest.raises(ServerError, match=r"model\.engine\.urls: no answer for 2 s: "):
+        impatient.generate(ragged_requests, SAMPLING, coordinates)
+    assert time.monotonic() - started < 10  # the machine may be busy
+
+
+def test_a_slow_server_is_waited_for_while_it_gives_signs_of_life(server, model, tokenizer, engine, expected,
+                                                                  ragged_requests, coordinates):  # fmt: skip
+    server.faults = ["slow"]
+    syncs = server.num_syncs
+    assert engine.generate(ragged_requests, SAMPLING, coordinates) == expected
+    assert server.num_syncs == syncs
+
+
+def test_a_server_that_is_too_slow_is_said_with_the_setting(server, model, tokenizer, ragged_requests, coordinates):
+    engine = VLLMServerEngine([server.url], patience_seconds=5, request_timeout_seconds=0.3)
+    engine.setup(model, tokenizer, EOS)
+    engine.update_weights(NamedWeights(model), 5)
+    server.faults = ["slow"]
+    with pytest.raises(SlowServerError, match=r"model\.engine\.request_timeout_seconds: .* longer than 0\.3 s"):
+        engine.generate(ragged_requests, SAMPLING, coordinates)
 
 
 def test_a_server_that_was_started_again_between_rollouts_gets_the_weights(server, engine, expected, ragged_requests,
@@ -170,11 +146,41 @@ def test_a_server_that_is_not_there_is_said_in_time(model, tokenizer, ragged_req
 
 
 @pytest.mark.parametrize(("settings", "message"), [
+    ({}, "needs either urls, of running servers, or local, to start some"),
+    ({"urls": ["http://a:1"], "local": LocalServers()}, "needs either urls"),
+    ({"urls": ["http://a:1"], "patience_seconds": 0}, "patience_seconds must be > 0, got 0"),
     ({"urls": []}, "urls must be one or several of http://host:port"),
     ({"urls": ["localhost:8000"]}, "urls must be one or several of http://host:port"),
     ({"urls": ["http://a:1"], "max_requests": 0}, "max_requests must be >= 1, got 0"),
     ({"urls": ["http://a:1"], "exchange_folder": "/nowhere"}, "exchange_folder: there is no folder '/nowhere'"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_right_are_refused(settings, message):
-    with pytest.raises(ConfigurationError, match=f"model.engine.{message}"):
+    with pytest.raises(ConfigurationError, match=f"model.engine[. ]{message}"):
         VLLMServerEngine(**settings)
+
+
+def answer(token_ids=(4, 1), logprobs=(-0.5, 0.0), reason="stop"):
+    choice = {"token_ids": list(token_ids), "logprobs": {"token_logprobs": list(logprobs)}, "finish_reason": reason}
+    return {"choices": [choice]}
+
+
+def test_what_a_completion_looks_like():
+    assert drawn_by(answer(), limit=2) == ((4, 1), (-0.5, 0.0), True)
+    assert drawn_by(answer(reason="length"), limit=2) == ((4, 1), (-0.5, 0.0), False)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"error": "no"},
+    {"choices": []},
+    answer(token_ids=()),
+    answer(token_ids=(4,)),
+    answer(token_ids=(4, -1)),
+    answer(logprobs=(-0.5, 0.1)),
+    answer(logprobs=(-0.5, None)),
+    answer(logprobs=(-0.5, float("nan"))),
+    answer(reason="abort"),
+    answer(reason=None),
+    answer((4, 5, 1), (-1.0, -1.0, -1.0)),  # longer than was asked for
+], ids=str)  # fmt: skip
+def test_what_is_no_completion(wrong):
+    assert drawn_by(wrong, limit=2) is None
