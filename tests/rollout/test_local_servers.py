@@ -56,9 +56,7 @@ def test_a_server_gets_its_own_devices_and_is_no_rank_of_the_training(monkeypatc
 def test_a_server_that_ends_while_it_starts_is_said_with_its_last_words(tmp_path):
     server = LaunchedServer(Standin(arguments=["import sys; sys.exit('no memory')"]), "", tmp_path, torch.float32)
     wait_for_end(server)
-    with pytest.raises(
-        ConfigurationError, match=r"model\.engine\.local: .* status 1 while .*\nno memory"
-    ):
+    with pytest.raises(ConfigurationError, match=r"model\.engine\.local: .* status 1 while .*\nno memory"):
         server.keep_running()
 
 
