@@ -13,7 +13,16 @@ from torch import Tensor
 from grpo_lightning.batching import InStep
 from grpo_lightning.checkpointing import write_whole
 from grpo_lightning.held_out import HeldOutLoops
-from grpo_lightning.policy import Policy, Unadapted, adapter_weights, frozen_copy, is_adapted, mix
+from grpo_lightning.policy import (
+    Policy,
+    PolicyRecipe,
+    Unadapted,
+    adapter_weights,
+    frozen_copy,
+    is_adapted,
+    load_on_first_rank,
+    mix,
+)
 from grpo_lightning.ranks import gather_over_ranks, largest_over_ranks, sum_over_ranks
 from grpo_lightning.strategies import Placement, placement_of
 
@@ -37,21 +46,33 @@ class ModelsOfARun(HeldOutLoops, ABC):
         """Of the frozen weights under the policy's adapter; None where there is none."""
         return None if self.policy is None else self.policy.base_checksum
 
-    def place(self, policy: Policy, *, with_reference: bool) -> None:
-        """Take a policy, and as the reference a copy of it, or the policy itself without its adapter. A collective.
+    def place(self, recipe: PolicyRecipe, *, with_reference: bool) -> Policy:
+        """Make a policy, and as the reference a copy of it, or the policy itself without its adapter. A collective.
+
+        Where weights are cut, the first rank alone ever has all of them, once and in its CPU's memory.
 
         Args:
-            policy: With its whole weights on every rank.
+            recipe: Of the policy.
             with_reference: Whether a reference is asked for.
+
+        Raises:
+            ConfigurationError: It cannot be made.
         """
+        placement, strategy = self.placement, self.trainer.strategy
+        if placement.cuts_weights:
+            is_first = self.trainer.is_global_zero
+            policy = load_on_first_rank(recipe, is_first=is_first, broadcast=strategy.broadcast)
+            placement.shard(policy)
+        else:
+            policy = recipe.whole()
         self.policy = policy  # first, so that its weights have the numbers that its optimizer gives them
         if with_reference and is_adapted(policy.model):
             self.reference = Unadapted(policy)
         elif with_reference:
-            self.reference = frozen_copy(policy, policy.model.state_dict())
-            self.placement.shard(self.reference)
-        self.placement.shard(self.policy)
-        self.engine.called_together = partial(self.placement.called_together, policy)
+            self.reference = frozen_copy(policy)
+            placement.shard_copy(self.reference, of=policy)
+        self.engine.called_together = partial(placement.called_together, policy)
+        return policy
 
     def whole_policy(self) -> AbstractContextManager[None]:
         """Inside, the engine can draw; where it does so on the policy itself, its weights are whole. A collective."""

@@ -26,7 +26,7 @@ from grpo_lightning.objective import Objective
 from grpo_lightning.objective.settings import described
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
-from grpo_lightning.policy import LoRA, PolicySource, load_policy
+from grpo_lightning.policy import LoRA, PolicyRecipe, PolicySource
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
 from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import exchange_over_ranks
@@ -304,9 +304,9 @@ class GRPOModule(RolloutsOfARun):
         if self.policy is not None:
             return
         settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing}
-        policy = load_policy(self.source, self.tokenizer, seed=self.seed, **settings)
+        recipe = PolicyRecipe(source=self.source, tokenizer=self.tokenizer, seed=self.seed, **settings)
+        policy = self.place(recipe, with_reference=self.trainer.training and self.objective.needs_reference)
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
-        self.place(policy, with_reference=self.trainer.training and self.objective.needs_reference)
         self.engine.setup(policy.model, self.tokenizer, policy.eos_token_ids)
         self.announce_weights(0)
 

@@ -3,7 +3,7 @@
 from grpo_lightning.policy.adaptation import is_adapted
 from grpo_lightning.policy.adapter_folder import adapter_weights, is_adapter
 from grpo_lightning.policy.character import CharacterPolicy
-from grpo_lightning.policy.loading import load_policy
+from grpo_lightning.policy.loading import PolicyRecipe, load_on_first_rank
 from grpo_lightning.policy.lora import LoRA
 from grpo_lightning.policy.mixing import mix
 from grpo_lightning.policy.policy import Policy
@@ -17,6 +17,7 @@ __all__ = [
     "LoRA",
     "NamedWeights",
     "Policy",
+    "PolicyRecipe",
     "PolicySource",
     "PretrainedPolicy",
     "Unadapted",
@@ -24,6 +25,6 @@ __all__ = [
     "frozen_copy",
     "is_adapted",
     "is_adapter",
-    "load_policy",
+    "load_on_first_rank",
     "mix",
 ]

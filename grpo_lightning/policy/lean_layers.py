@@ -1,6 +1,6 @@
 """Norms and feed-forward layers that keep less for the backward pass, in place of a model's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -69,10 +69,22 @@ def make_lean(model: PreTrainedModel) -> None:
     for name, module in list(model.named_modules()):
         if not _is_as_its_class_made_it(module):
             continue
-        if _looks_like_a_norm(module) and _agrees(_is_the_norm, module):
-            model.set_submodule(name, LeanRMSNorm(module).train(module.training))
-        elif _looks_like_an_mlp(module) and _agrees(_is_the_mlp, module):
-            model.set_submodule(name, LeanMLP(module).train(module.training))
+        is_norm = _looks_like_a_norm(module) and _agrees(_is_the_norm, module)
+        if is_norm or (_looks_like_an_mlp(module) and _agrees(_is_the_mlp, module)):
+            put_lean_layers(model, [name])
+
+
+def lean_layers(model: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that are ours."""
+    return tuple(name for name, module in model.named_modules() if isinstance(module, LeanRMSNorm | LeanMLP))
+
+
+def put_lean_layers(model: nn.Module, names: Iterable[str]) -> None:
+    """Put our layers in place of these, without asking them."""
+    for name in names:
+        module = model.get_submodule(name)
+        kind = LeanRMSNorm if _looks_like_a_norm(module) else LeanMLP
+        model.set_submodule(name, kind(module).train(module.training))
 
 
 def _agrees(compare: Callable[[Any], bool], module: nn.Module) -> bool:

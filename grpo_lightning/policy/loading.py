@@ -1,38 +1,87 @@
-"""The policy of a run, as its settings want it trained."""
+"""The policy of a run, as its settings want it trained: with its weights on every rank, or on the first alone."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_lightning.policy.blueprint import Blueprint
 from grpo_lightning.policy.lora import LoRA
 from grpo_lightning.policy.policy import Policy
 from grpo_lightning.policy.source import PolicySource
 from grpo_lightning.types import ConfigurationError
 
 
-def load_policy(
-    source: PolicySource,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
-    lora: LoRA | None = None,
-    gradient_checkpointing: bool = False,
-) -> Policy:
-    """Load a model and make a policy of it.
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecipe:
+    """What a policy is made of."""
+
+    source: PolicySource
+    tokenizer: PreTrainedTokenizerBase
+    """The source's."""
+    seed: int
+    """Of whatever weights are random."""
+    lora: LoRA | None = None
+    """What is trained; None for all weights."""
+    gradient_checkpointing: bool = False
+    """See `recompute_layers`."""
+
+    def whole(self) -> Policy:
+        """The policy with its weights.
+
+        Raises:
+            ConfigurationError: The model cannot be loaded, or does not fit the settings.
+        """
+        model = self.source.load_model(seed=self.seed)
+        base_checksum = None if self.lora is None else self.lora.adapt(model, seed=self.seed)
+        if self.gradient_checkpointing:
+            recompute_layers(model)
+        return Policy(model, self.tokenizer, base_checksum=base_checksum)
+
+    def without_weights(self, blueprint: Blueprint) -> Policy:
+        """The same with its weights on the meta device.
+
+        Args:
+            blueprint: Of the whole.
+
+        Raises:
+            ConfigurationError: The source's skeleton is of another model.
+        """
+        model = self.source.load_skeleton()
+        if self.lora is not None:
+            self.lora.adapt_skeleton(model)
+        blueprint.complete(model)
+        if self.gradient_checkpointing:
+            recompute_layers(model)
+        return Policy(model, self.tokenizer, base_checksum=blueprint.base_checksum, traits=blueprint.traits)
+
+
+def load_on_first_rank(recipe: PolicyRecipe, *, is_first: bool, broadcast: Callable[[Any], Any]) -> Policy:
+    """Load a policy on one rank, in its CPU's memory, and build it without weights on the others. A collective.
 
     Args:
-        source: Of the model.
-        tokenizer: The source's.
-        seed: Of whatever weights are random.
-        lora: What is trained; None for all weights.
-        gradient_checkpointing: See `recompute_layers`.
+        recipe: The same on every rank.
+        is_first: Whether this rank is the one.
+        broadcast: Sends an object from there to all ranks.
 
     Raises:
-        ConfigurationError: The model cannot be loaded, or does not fit the settings.
+        ConfigurationError: On every rank, what the first one could not load or any of them not build.
     """
-    model = source.load_model(seed=seed)
-    base_checksum = None if lora is None else lora.adapt(model, seed=seed)
-    if gradient_checkpointing:
-        recompute_layers(model)
-    return Policy(model, tokenizer, base_checksum=base_checksum)
+    policy: Policy | None = None
+    found: Blueprint | ConfigurationError | None = None
+    if is_first:
+        try:
+            with torch.device("cpu"):
+                policy = recipe.whole()
+            found = Blueprint.of(policy)
+        except ConfigurationError as error:
+            found = error
+    found = broadcast(found)
+    if isinstance(found, ConfigurationError):
+        raise found
+    return policy or recipe.without_weights(found)
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -15,8 +14,9 @@ from grpo_lightning.functional.head import Head, head_logprobs_and_entropy
 from grpo_lightning.functional.logprobs import logprobs_and_entropy
 from grpo_lightning.policy.adaptation import is_adapted
 from grpo_lightning.policy.adapter_folder import save_adapter
-from grpo_lightning.policy.lean_layers import make_lean
+from grpo_lightning.policy.lean_layers import lean_layers, make_lean, put_lean_layers
 from grpo_lightning.policy.segments import SegmentedModel
+from grpo_lightning.policy.traits import Traits, head_kind
 from grpo_lightning.policy.weights import NamedWeights
 from grpo_lightning.types import ForwardBatch, TokenScores
 
@@ -29,26 +29,42 @@ class Policy(nn.Module):
             where `make_lean` says so.
         tokenizer: Its tokenizer.
         base_checksum: Of the model's own weights, where it has an adapter.
+        traits: Of the same model, where this one is without weights; None to ask it.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, base_checksum: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        base_checksum: int | None = None,
+        traits: Traits | None = None,
     ) -> None:
         super().__init__()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        make_lean(model)
+        if traits is None:
+            make_lean(model)
+        else:
+            put_lean_layers(model, traits.lean_layers)
         self.model = model.train()  # what a folder holds is loaded in eval mode; without dropout the modes are the same
         self.tokenizer = tokenizer
         self.base_checksum = base_checksum
-        self._head = _head_kind(model)
+        self._head = head_kind(model) if traits is None else traits.head
         self._segmented = SegmentedModel(model)
+        if traits is not None:
+            self.follows_segments = traits.follows_segments
 
     @cached_property
     def follows_segments(self) -> bool:
         """Whether the model can score a flat row of several sequences."""
         return self._segmented.is_exact()
+
+    @property
+    def traits(self) -> Traits:
+        """What a copy without weights is told."""
+        return Traits(lean_layers=lean_layers(self.model), head=self._head, follows_segments=self.follows_segments)
 
     @property
     def weights(self) -> NamedWeights:
@@ -117,31 +133,3 @@ def _without_progress_bar() -> Iterator[None]:
     finally:
         if was_enabled:
             logging.enable_progress_bar()
-
-
-class _HeadKind(NamedTuple):
-    """What a model makes of its last hidden states."""
-
-    softcap: float | None = None
-    is_plain: bool = False
-    """Whether the logits are those of `Head` with the output embedding's weights."""
-
-
-@torch.no_grad()
-def _head_kind(model: PreTrainedModel) -> _HeadKind:
-    """What the model's own logits show: some families scale them after the head, or have a head of their own.
-
-    Asking the model is safer than a list of names. A head that something wraps (an adapter) is left to the model too.
-    """
-    head, parameter = model.get_output_embeddings(), next(model.parameters())
-    if type(head) is not nn.Linear or parameter.is_meta:
-        return _HeadKind()
-    config = model.config.get_text_config()
-    was_training = model.training
-    model.eval()
-    input_ids = torch.arange(min(4, config.vocab_size), device=parameter.device)[None]
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    model.train(was_training)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return _HeadKind(softcap, torch.equal(Head(head.weight, head.bias, softcap).logits(hidden), logits))

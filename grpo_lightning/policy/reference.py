@@ -2,24 +2,28 @@
 
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from grpo_lightning.policy.adaptation import without_adapter
+from grpo_lightning.policy.blueprint import copy_other_tensors, other_tensors
 from grpo_lightning.policy.policy import Policy
 from grpo_lightning.types import ForwardBatch, TokenScores
 
 
-def frozen_copy(policy: Policy, weights: dict[str, Tensor]) -> Policy:
-    """A second policy that is never trained, with the given weights: the reference model of the KL penalty.
+def frozen_copy(policy: Policy) -> Policy:
+    """A second policy that is never trained, for the KL penalty's reference; its weights are on the meta device.
 
     Args:
-        policy: The policy whose architecture it shares.
-        weights: The reference's weights, the state dict of a policy's model.
+        policy: The policy whose architecture and precision it shares, whole or in shards.
     """
-    model = type(policy.model)(policy.model.config).to(next(policy.model.parameters()).dtype)
-    model.load_state_dict(weights)
+    with torch.device("meta"):
+        model = type(policy.model)(policy.model.config)
+    dtypes = {name: parameter.dtype for name, parameter in policy.model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
+    copy_other_tensors(other_tensors(policy.model), model)
     model.requires_grad_(False)
-    return Policy(model, policy.tokenizer)
+    return Policy(model, policy.tokenizer, traits=policy.traits)
 
 
 class Unadapted:

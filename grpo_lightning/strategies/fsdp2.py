@@ -16,9 +16,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from grpo_lightning.strategies.emptying import take_out
 from grpo_lightning.strategies.placement import Placement, norm_of
 
 
@@ -85,7 +86,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     @property
     def placement(self) -> Placement:
         """How this strategy shards."""
-        return FSDP2Placement(self.device_mesh["data_parallel"], self.compute_dtype)
+        return FSDP2Placement(self.device_mesh["data_parallel"], self.root_device, self.compute_dtype)
 
 
 class FSDP2Placement(Placement):
@@ -93,16 +94,33 @@ class FSDP2Placement(Placement):
 
     Args:
         mesh: The ranks that share one copy.
+        device: This rank's.
         compute_dtype: See `FSDP2Strategy`.
     """
 
     cuts_weights = True
 
-    def __init__(self, mesh: DeviceMesh, compute_dtype: str | None) -> None:
-        self.mesh, self.compute_dtype = mesh, compute_dtype
+    def __init__(self, mesh: DeviceMesh, device: torch.device, compute_dtype: str | None) -> None:
+        self.mesh, self.device, self.compute_dtype = mesh, device, compute_dtype
 
     def shard(self, policy: nn.Module) -> None:
-        """Shard each block by itself, so that one alone is ever whole in the update."""
+        """Cut the model while it has no weights; then the first rank deals them out, one after the other."""
+        weights = take_out(policy)
+        self._cut(policy)
+        for name, parameter in policy.named_parameters():
+            weight = weights.pop(name)
+            whole = torch.empty_like(weight, device=self.device) if weight.is_meta else weight
+            dealt: Any = distribute_tensor(whole, self.mesh, parameter.placements)  # type: ignore[attr-defined]
+            self.local(parameter).copy_(dealt.to_local())
+
+    def shard_copy(self, copy: nn.Module, *, of: nn.Module) -> None:
+        """Each rank has what it needs."""
+        self._cut(copy)
+        for mine, theirs in zip(copy.parameters(), of.parameters(), strict=True):
+            self.local(mine).copy_(self.local(theirs))
+
+    def _cut(self, policy: nn.Module) -> None:
+        """Shard each block by itself, so that one alone is ever whole in the update; shards have no values yet."""
         options: dict[str, Any] = {"mesh": self.mesh}
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         if not trained:
@@ -113,6 +131,7 @@ class FSDP2Placement(Placement):
         for block in blocks_of(policy):
             fully_shard(block, **options)
         fully_shard(policy, **options)
+        policy._apply(lambda tensor: torch.empty_like(tensor, device=self.device) if tensor.is_meta else tensor)
 
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:

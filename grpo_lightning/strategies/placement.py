@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from grpo_lightning.strategies.emptying import put_in
+
 
 class Placement:
     """Whole weights on every rank: one process, DDP, and ZeRO's stages 1 and 2. Subclasses shard them.
@@ -15,10 +17,26 @@ class Placement:
     """
 
     cuts_weights: ClassVar[bool] = False
-    """Whether ranks have shards of the weights: a forward of one puts them together, for which it needs the others."""
+    """Whether ranks have shards of the weights: a forward of one puts them together, for which it needs the others.
+
+    The first rank alone then loads them.
+    """
 
     def shard(self, policy: nn.Module) -> None:
-        """Leave this rank its share of the weights. A collective."""
+        """Give each rank its share of the weights. A collective.
+
+        Args:
+            policy: With its weights on the first rank, which lets them go; on the others they are on the meta device.
+        """
+
+    def shard_copy(self, copy: nn.Module, *, of: nn.Module) -> None:
+        """Give a copy of a model the same weights, in the same shares. A collective.
+
+        Args:
+            copy: With its weights on the meta device.
+            of: Of this placement.
+        """
+        put_in(copy, {name: weight.detach().clone() for name, weight in of.named_parameters()})
 
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:  # noqa: ARG002 - whole as they are

@@ -74,6 +74,11 @@ class ZeROStrategy(DeepSpeedStrategy):
         """How this strategy shards."""
         return ZeRO3Placement(self) if self.stage == 3 else ZeROPlacement(self)
 
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Of the weights in forward and backward; None where it is their own."""
+        return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+
     # The process
 
     def setup_environment(self) -> None:

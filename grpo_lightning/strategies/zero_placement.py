@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grpo_lightning.strategies.emptying import put_in, take_out
 from grpo_lightning.strategies.placement import Placement, norm_of
 from grpo_lightning.strategies.zero_state import gathered, is_cut, weight_shape, whole_weight
 
@@ -69,6 +70,42 @@ class ZeRO3Placement(ZeROPlacement):
     """Shards of every weight, of the reference too; DeepSpeed's hooks put a module together while it is called."""
 
     cuts_weights = True
+
+    def shard(self, policy: nn.Module) -> None:
+        """Put one weight after the other in place, for DeepSpeed to deal out what the first rank has."""
+        weights = take_out(policy)
+        for name in list(weights):
+            weight = weights.pop(name)
+            self._cut(policy, name, torch.empty_like(weight, device="cpu") if weight.is_meta else weight)
+        self._move_buffers(policy)
+
+    def shard_copy(self, copy: nn.Module, *, of: nn.Module) -> None:
+        """Each rank has what it needs."""
+        originals = dict(of.named_parameters())
+        for name, weight in list(copy.named_parameters()):
+            cut = self._cut(copy, name, torch.zeros_like(weight, device="cpu"))
+            self.local(cut).copy_(self.local(originals[name]))
+        self._move_buffers(copy)
+
+    def _cut(self, model: nn.Module, name: str, weight: Tensor) -> nn.Parameter:
+        """Have DeepSpeed send the first rank's values of a weight to the others, and leave each its shard."""
+        import deepspeed
+
+        first: Any = next(model.parameters())
+        put_in(model, {name: weight.to(self.strategy.compute_dtype or weight.dtype)})
+        parameter = model.get_parameter(name)
+        if is_cut(first):
+            first.convert_to_zero_parameters([parameter])
+        else:
+            config = {**self.strategy.config, "train_micro_batch_size_per_gpu": 1}  # which it asks for, and ignores
+            deepspeed.zero.Init(
+                module=nn.ParameterList([parameter]), config_dict_or_path=config, dtype=self.strategy.compute_dtype
+            )
+        return parameter
+
+    def _move_buffers(self, model: nn.Module) -> None:
+        """DeepSpeed leaves a model where it is whose weights are cut."""
+        model._apply(lambda tensor: tensor if is_cut(tensor) else tensor.to(self.strategy.root_device))
 
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:

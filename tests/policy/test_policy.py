@@ -16,6 +16,7 @@ from transformers import (
 from grpo_lightning.batching import Padded, Row
 from grpo_lightning.policy import Policy, frozen_copy
 from grpo_lightning.policy import policy as policy_module
+from grpo_lightning.strategies import WHOLE
 
 CPU = torch.device("cpu")
 PROMPTS = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([9, 4])]
@@ -127,16 +128,21 @@ def test_a_saved_policy_is_loaded_by_transformers_alone(policy, tmp_path):
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 1
 
 
+def copied(policy):
+    reference = frozen_copy(policy)
+    WHOLE.shard_copy(reference, of=policy)
+    return reference
+
+
 class TestFrozenCopy:
-    def test_has_the_weights_that_it_is_given_and_none_to_train(self, source, policy):
-        other = source.load_model(seed=5)
-        reference = frozen_copy(policy, other.state_dict())
-        assert all(map(torch.equal, reference.model.state_dict().values(), other.state_dict().values()))
+    def test_has_the_policys_weights_and_none_to_train(self, policy):
+        reference = copied(policy)
+        assert all(map(torch.equal, reference.model.state_dict().values(), policy.model.state_dict().values()))
         assert not any(p.requires_grad for p in reference.parameters())
         assert all(p.requires_grad for p in policy.parameters())
 
     def test_stays_what_it_was_while_the_policy_learns(self, policy):
-        reference = frozen_copy(policy, policy.model.state_dict())
+        reference = copied(policy)
         before = reference(BATCH, 1.0).logprobs_BT
         assert torch.equal(before, policy(BATCH, 1.0).logprobs_BT)
         with torch.no_grad():
@@ -146,5 +152,5 @@ class TestFrozenCopy:
         assert not torch.equal(policy(BATCH, 1.0).logprobs_BT, before)
 
     def test_has_the_policys_precision(self, policy):
-        reference = frozen_copy(Policy(policy.model.double(), policy.tokenizer), policy.model.state_dict())
+        reference = copied(Policy(policy.model.double(), policy.tokenizer))
         assert {p.dtype for p in reference.parameters()} == {torch.float64}

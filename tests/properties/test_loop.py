@@ -293,7 +293,7 @@ def test_the_reference_is_never_trained(prove):
         Mutant(
             "the policy itself",
             "models.frozen_copy",
-            lambda f: lambda policy, weights: policy,
+            lambda f: lambda policy: policy,
         ),
         tolerance=0.0,
     )
