@@ -27,14 +27,16 @@ class Throughput(Callback):
     """Logs, at each iteration's end, the seconds of its phases and what was done in them.
 
     ``time/iteration``, and of it ``time/generate``, ``time/score``, ``time/prepare`` and ``time/update`` (the rest:
-    forward, backward, optimizer). Validation is no part of an iteration. Under ``throughput/``:
+    forward, backward, optimizer). Validation is no part of an iteration. With `model.draw_ahead`, ``time/generate`` is
+    what is waited for, and ``time/generate_hidden`` for how long completions were drawn beside the rest. Under
+    ``throughput/``:
 
-    * ``generated_tokens_per_second`` of the generate phase, ``trained_tokens_per_second`` of the update;
+    * ``generated_tokens_per_second`` of both, ``trained_tokens_per_second`` of the update;
     * ``padding_ratio``: the share of the tokens in the update's forwards that are no distinct token of a completion or
       of its group's prompt, so padding and repeated prompts; ``recomputed_ratio``: the share that was computed again in
       the backward pass;
     * ``update_mfu``: operations that the update needs, see `accounting`, over what the processors can do in its time;
-    * ``decode_mbu``: bytes that decoding needs to read over what memory can deliver in the generate phase;
+    * ``decode_mbu``: bytes that decoding needs to read over what memory can deliver in both;
     * ``peak_memory_gib``: of the process so far on a CPU, of torch's allocator elsewhere; the largest of all ranks.
 
     Tokens and operations are added up over ranks, seconds are those of this process. A module that makes no rollouts,
@@ -138,20 +140,21 @@ class Throughput(Callback):
     def _stock(self, module: "GRPOModule") -> dict[str, float]:
         """The run's counters that only ever grow."""
         tokens = {"generated": float(module.tokens_generated), "trained": float(module.tokens_trained)}
-        return {**tokens, **module.seconds_by_phase}
+        return {**tokens, "hidden": module.hidden_seconds, **module.seconds_by_phase}
 
     def _metrics(self, trainer: Trainer, module: "GRPOModule") -> dict[str, float]:
         now = self._stock(module)
         spent = {name: value - self._before.get(name, 0.0) for name, value in now.items()}
         seconds = {name: spent.get(name, 0.0) for name in ("generate", "score", "prepare")}
         seconds["update"] = self._seconds - sum(seconds.values())
+        generating = seconds["generate"] + spent["hidden"]
         assert module.rollout is not None
         distinct, computed, again, flops, read = self._reduced(
             trainer, module, self._work(module, module.rollout), "sum"
         )
         (memory,) = self._reduced(trainer, module, [peak_memory(module.device)], "max")
         found = {
-            "generated_tokens_per_second": spent["generated"] / seconds["generate"],
+            "generated_tokens_per_second": spent["generated"] / generating,
             "trained_tokens_per_second": spent["trained"] / seconds["update"],
             # The flat layouts leave out each last token, which predicts nothing.
             "padding_ratio": max(0.0, 1 - distinct / computed) if computed else 0.0,
@@ -160,8 +163,10 @@ class Throughput(Callback):
         }
         if self._size is not None:
             found["update_mfu"] = flops / (trainer.world_size * self._peaks[0] * seconds["update"])
-            found["decode_mbu"] = read / (trainer.world_size * self._peaks[1] * seconds["generate"])
+            found["decode_mbu"] = read / (trainer.world_size * self._peaks[1] * generating)
         times = {"time/iteration": self._seconds, **{f"time/{name}": value for name, value in seconds.items()}}
+        if module.draw_ahead:
+            times["time/generate_hidden"] = spent["hidden"]
         return {**times, **{f"throughput/{name}": value for name, value in found.items()}}
 
     def _work(self, module: "GRPOModule", rollout: Rollout) -> list[float]:

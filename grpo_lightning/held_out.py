@@ -26,6 +26,10 @@ class HeldOutLoops(LightningModule, ABC):
         """Inside, the engine can draw. Entered by all ranks together."""
 
     @abstractmethod
+    def idle_engine(self) -> RolloutEngine:
+        """The engine, when it does nothing else."""
+
+    @abstractmethod
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a stage."""
 
@@ -41,7 +45,7 @@ class HeldOutLoops(LightningModule, ABC):
         """The completions of some prompts, drawn as `model.sampling` says; see `draw_each`."""
         coordinates = Coordinates(seed=self.seed, stream=Stream.PREDICT, iteration=0)
         with self.whole_policy():
-            return draw_each(self.engine, batch, self.sampling, coordinates)
+            return draw_each(self.idle_engine(), batch, self.sampling, coordinates)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics."""
@@ -61,7 +65,7 @@ class HeldOutLoops(LightningModule, ABC):
         with self.phase("evaluate"), self.whole_policy():
             self.held_out.evaluate(
                 batch,
-                engine=self.engine,
+                engine=self.idle_engine(),
                 sampling=self.sampling,
                 coordinates=Coordinates(seed=self.seed, stream=stream, iteration=0),
                 score=lambda prompts, completions: score_rollout(self.reward_callbacks, prompts, completions),

@@ -27,10 +27,10 @@ from grpo_lightning.objective.settings import described
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
 from grpo_lightning.policy import LoRA, PolicyRecipe, PolicySource
-from grpo_lightning.preconditions import check_alignment, check_configuration, check_trainer
+from grpo_lightning.preconditions import check_alignment, check_configuration, check_draw_ahead, check_trainer
 from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import exchange_over_ranks
-from grpo_lightning.resuming import Boundary, check_base, check_weights, own_state, take_up, weights_of
+from grpo_lightning.resuming import Boundary, check_base, check_weights, own_state, rollout_ahead, take_up, weights_of
 from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
 from grpo_lightning.rollouts import RolloutsOfARun
@@ -57,6 +57,8 @@ class GRPOModule(RolloutsOfARun):
         num_epochs: The paper's mu: how often an iteration's completions are learned from.
         num_minibatches: Optimizer steps per epoch; each learns from an equal share of the prompts.
         engine: Draws the completions; None for the in-process engine.
+        draw_ahead: Whether the next iteration's completions are drawn while this one is learned from, which makes them
+            one iteration old: the objective needs a correction for that, and the engine processors of its own.
         groups: Which groups are learned from; None for all.
         schedule: Of the learning rate; None for constant.
         evaluation: How held-out prompts are judged; None for greedy accuracy alone.
@@ -96,6 +98,7 @@ class GRPOModule(RolloutsOfARun):
         num_epochs: int = 1,
         num_minibatches: int = 1,
         engine: RolloutEngine | None = None,
+        draw_ahead: bool = False,
         groups: GroupFilter | None = None,
         schedule: Schedule | None = None,
         evaluation: Evaluation | None = None,
@@ -121,6 +124,7 @@ class GRPOModule(RolloutsOfARun):
         )
         self.num_updates = self.shape.num_updates
         self.engine = engine or InProcessEngine()
+        self.draw_ahead = draw_ahead
         self.groups = groups or KeepAll()
         self.schedule = schedule or Schedule()
         self.evaluation = evaluation or Evaluation()
@@ -129,6 +133,8 @@ class GRPOModule(RolloutsOfARun):
         self.max_failure_rate = max_failure_rate
         self.seed = seed
         check_configuration(objective, sampling, self.shape, max_tokens_per_microbatch, max_failure_rate)
+        if draw_ahead:
+            check_draw_ahead(self.engine, self.groups, objective)
 
         self.seconds_by_phase: dict[str, float] = {}
         self.held_out = EvaluationMetrics(self.evaluation)
@@ -171,7 +177,13 @@ class GRPOModule(RolloutsOfARun):
             groups = scored_groups(rollout, rewards).kept_by(self.groups.keep)
             learned_B = groups.valid_PG.flatten() & self.objective.keeps(rollout.is_truncated_B)
             minibatches = cut_into_minibatches(rollout, learned_B, self.shape)
-            metrics = rollout_metrics(*selection.drawn, self._gather, self.evaluation.threshold, selection.num_rounds)
+            metrics = rollout_metrics(
+                *selection.drawn,
+                self._gather,
+                self.evaluation.threshold,
+                selection.num_rounds,
+                version=self.trainer.global_step,
+            )
             experience = Experience.build(
                 iteration=self.iteration,
                 minibatches=minibatches,
@@ -323,6 +335,8 @@ class GRPOModule(RolloutsOfARun):
         self.prompts = PromptStream(datamodule.training_prompts, seed=self.seed)
         if self._resumed is not None and self._resumed["stream"] is not None:
             self.prompts.load_state_dict(self._resumed["stream"])
+            ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
+            self.ahead = rollout_ahead(self, self._resumed, self._iteration_settings(), **ranks)
         loader = TickLoader(
             num_iterations=-(-len(datamodule.training_prompts) // self.shape.prompts_per_iteration),
             num_updates=self.num_updates,

@@ -6,7 +6,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from grpo_lightning.batching import IterationShape
+from grpo_lightning.groups import GroupFilter
 from grpo_lightning.objective import Objective, PassAtK
+from grpo_lightning.rollout import DrawsAhead, RolloutEngine
 from grpo_lightning.ticks import TickLoader
 from grpo_lightning.types import ConfigurationError, SamplingParams
 
@@ -70,6 +72,30 @@ def check_objective(objective: Objective, shape: IterationShape) -> None:
         raise ConfigurationError(
             f"model.objective.advantage.k must be less than model.group_size = {shape.group_size}, "
             f"got {objective.advantage.k}."
+        )
+
+
+def check_draw_ahead(engine: RolloutEngine, groups: GroupFilter, objective: Objective) -> None:
+    """What is drawn while the policy is updated comes from other weights, and older ones.
+
+    Raises:
+        ConfigurationError: The engine draws from the policy itself, or nothing makes up for the age of what it draws,
+            or further rounds would have to wait for it.
+    """
+    if not isinstance(engine, DrawsAhead):
+        raise ConfigurationError(
+            f"model.draw_ahead: {type(engine).__name__} draws in the training process, whose processors the update "
+            "needs. Set model.engine to VLLMServerEngine, or model.draw_ahead to false."
+        )
+    if objective.correction is None:
+        raise ConfigurationError(
+            "model.draw_ahead: completions are one iteration older than the policy that learns from them, and "
+            "model.objective.correction is null.\nSet it to TruncatedWeights, as configs/algorithm/default.yaml does."
+        )
+    if groups.max_rounds > 1:
+        raise ConfigurationError(
+            f"model.draw_ahead: {type(groups).__name__} draws further rounds when the first one is scored, when the "
+            "engine is busy with the next iteration.\nSet model.groups to DropZeroVariance, or draw_ahead to false."
         )
 
 

@@ -5,6 +5,7 @@ that falls inside a window (a time interval, a signal, an exception) is rewound 
 weights and optimizer are still the current ones.
 """
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,16 +15,23 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.batching import Layout
 from grpo_lightning.batching.experience import Experience, merged_state
-from grpo_lightning.types import Coefficients, ConfigurationError
+from grpo_lightning.rollout import RolloutAhead
+from grpo_lightning.rollout.ahead import merged as merged_rollout
+from grpo_lightning.types import Coefficients, ConfigurationError, Prompt
 
 KEY = "grpo_lightning"
+Merge = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
-class Stateful(Protocol):
-    """What has a state."""
+class Prompts(Protocol):
+    """Where the training prompts come from."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """All of them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, in plain containers."""
+        """Which one is next, in plain containers."""
 
 
 class Run(Protocol):
@@ -34,6 +42,8 @@ class Run(Protocol):
     tokens_trained: int
     seconds_by_phase: dict[str, float]
     experience: Experience | None
+    draw_ahead: bool
+    ahead: RolloutAhead | None
     layout: Layout
     coefficients: Coefficients
     """Of the regularisers, at the moment."""
@@ -41,7 +51,7 @@ class Run(Protocol):
     """Those that the settings say to begin with."""
 
     @property
-    def prompts(self) -> Stateful:
+    def prompts(self) -> Prompts:
         """Where the training prompts come from."""
 
 
@@ -55,6 +65,7 @@ class Boundary:
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     stream: dict[str, Any] | None = None
     experience: Experience | None = None
+    ahead: RolloutAhead | None = None
     coefficients: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Those that callbacks have moved: from which setting, and to what."""
     loops: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +78,7 @@ class Boundary:
         self.tokens_generated, self.tokens_trained = run.tokens_generated, run.tokens_trained
         self.seconds_by_phase = dict(run.seconds_by_phase)
         self.stream = run.prompts.state_dict()
-        self.experience = run.experience
+        self.experience, self.ahead = run.experience, run.ahead
         pairs = zip(Coefficients._fields, run.configured_coefficients, run.coefficients, strict=True)
         self.coefficients = {name: (configured, now) for name, configured, now in pairs if configured != now}
         self.is_current = True
@@ -79,7 +90,9 @@ class Boundary:
         of_iteration: dict[str, str],
         base_checksum: int | None,
     ) -> None:
-        """Put the boundary into a checkpoint. Every rank calls it: the first one gathers the experience.
+        """Put the boundary into a checkpoint. Every rank calls it: the first one gathers experience and rollout.
+
+        It waits for a rollout that is being drawn, whose weights a resumed run would not have any more.
 
         Args:
             checkpoint: Lightning's.
@@ -95,7 +108,8 @@ class Boundary:
             "tokens_trained": self.tokens_trained,
             "seconds_by_phase": dict(self.seconds_by_phase),
             "stream": self.stream,
-            "experience": _gathered(self.experience),
+            "experience": None if self.experience is None else _gathered(self.experience.state_dict(), merged_state),
+            "ahead": None if self.ahead is None else _gathered(self.ahead.state_dict(), merged_rollout),
             "coefficients": self.coefficients,
             "settings": settings,
             "of_iteration": of_iteration,
@@ -124,7 +138,7 @@ def take_up(
     rank: int,
     world_size: int,
 ) -> None:
-    """Put a checkpoint's state into the module, all but the stream: `run.prompts` are not there yet.
+    """Put a checkpoint's state into the module, all but what needs `run.prompts`, which are not there yet.
 
     Args:
         run: The module.
@@ -152,6 +166,31 @@ def take_up(
             accumulate_grad_batches=settings["trainer.accumulate_grad_batches"],
             layout=run.layout,
         )
+
+
+def rollout_ahead(
+    run: Run, state: dict[str, Any], of_iteration: dict[str, str], *, rank: int, world_size: int
+) -> RolloutAhead | None:
+    """This rank's share of the rollout that a checkpoint holds for the next iteration; None where it has none.
+
+    It is lost, and so drawn again, where the run draws otherwise now: with other settings, or when it is due.
+
+    Args:
+        run: The module.
+        state: What `own_state` found.
+        of_iteration: See `Boundary.write`.
+        rank: See `take_up`.
+        world_size: See `take_up`.
+    """
+    ahead = state["ahead"]
+    if ahead is None:
+        return None
+    settings = [
+        {k: v for k, v in s.items() if k.startswith("model.sampling")} for s in (state["of_iteration"], of_iteration)
+    ]
+    if not run.draw_ahead or settings[0] != settings[1]:
+        ahead = {**ahead, "completions": None}
+    return RolloutAhead.from_state_dict(ahead, run.prompts.prompts, rank=rank, world_size=world_size)
 
 
 def check_settings(state: dict[str, Any], settings: dict[str, int]) -> None:
@@ -241,13 +280,11 @@ def check_base(state: dict[str, Any], base_checksum: int | None) -> None:
         )
 
 
-def _gathered(experience: Experience | None) -> dict[str, Any] | None:
-    if experience is None:
-        return None
-    state = experience.state_dict()
+def _gathered(state: dict[str, Any], merge: Merge) -> dict[str, Any] | None:
+    """One state of those of all ranks, on the first one."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return state
     is_first = torch.distributed.get_rank() == 0
     states: list[Any] | None = [None] * torch.distributed.get_world_size() if is_first else None
     torch.distributed.gather_object(state, states)
-    return merged_state(states) if states is not None else None
+    return merge(states) if states is not None else None

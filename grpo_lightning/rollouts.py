@@ -1,25 +1,41 @@
-"""The rollouts of a run: what the engine is asked for, and with which weights."""
+"""The rollouts of a run: what the engine is asked for, when, and from which weights."""
 
 from abc import ABC
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from grpo_lightning.batching import IterationShape
 from grpo_lightning.data import PromptStream
 from grpo_lightning.models import ModelsOfARun
-from grpo_lightning.rollout import draw_groups
+from grpo_lightning.rollout import DrawsAhead, RolloutAhead, RolloutEngine, begin_groups, draw_groups
 from grpo_lightning.types import Coordinates, Prompt, Rollout, Stream
+
+_PATIENCE_SECONDS = 10.0
+"""Longest wait for an engine to end what it is drawing when it is closed."""
 
 
 class RolloutsOfARun(ModelsOfARun, ABC):
-    """Asks the engine for completions."""
+    """Asks the engine for completions.
 
+    With `draw_ahead` the rollout of iteration i + 1 begins as soon as that of iteration i has been taken, whose updates
+    run meanwhile: it is always drawn from the weights after iteration i - 1. One at most is in flight.
+    """
+
+    draw_ahead: bool
     iteration: int
     shape: IterationShape
     prompts: PromptStream
+    ahead: RolloutAhead | None = None
+    """The next iteration's rollout; at the beginning of an iteration, its own."""
+    hidden_seconds: float = 0.0
+    """For how long completions were drawn while the run did something else."""
 
     def next_rollout(self) -> Rollout:
-        """The completions of this iteration."""
-        return self.generate(self.prompts.take_distinct(self.shape.prompts_per_iteration))
+        """The completions of this iteration; with `draw_ahead`, those of the next one are begun."""
+        rollout = self.generate(self._take_prompts()) if self.ahead is None else self._arrived(self.ahead)
+        self.ahead = self._begun() if self.draw_ahead and not self._is_last_iteration else None
+        return rollout
 
     def generate(self, prompts: Sequence[Prompt], *, first_slot: int = 0) -> Rollout:
         """Draw a group of completions of each of this rank's prompts; the slots are dealt out to the ranks in turn."""
@@ -30,12 +46,38 @@ class RolloutsOfARun(ModelsOfARun, ABC):
                 slots=range(first_slot + self.global_rank, first_slot + len(prompts), self.trainer.world_size),
                 group_size=self.shape.group_size,
                 sampling=self.sampling,
-                coordinates=Coordinates(seed=self.seed, stream=Stream.TRAINING, iteration=self.iteration),
+                coordinates=self._coordinates(self.iteration),
             )
 
-    def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """Give back what the engine holds."""
-        self.engine.close()
+    def _begun(self) -> RolloutAhead:
+        """The next iteration's completions, from the weights of this moment, in the background."""
+        assert isinstance(self.engine, DrawsAhead), "preconditions see to it"
+        prompts = self._take_prompts()
+        with self.phase("generate"), self.whole_policy():
+            return begin_groups(
+                self.engine,
+                prompts,
+                slots=range(self.global_rank, len(prompts), self.trainer.world_size),
+                group_size=self.shape.group_size,
+                sampling=self.sampling,
+                coordinates=self._coordinates(self.iteration + 1),
+            )
+
+    def _arrived(self, ahead: RolloutAhead) -> Rollout:
+        """What was drawn ahead; where a rank has lost its share, all draw again, from the weights of now."""
+        with self.phase("generate"):
+            is_lost = ahead.is_lost()
+        self.hidden_seconds += ahead.hidden_seconds
+        if not any(self._sum_over_ranks([float(is_lost)])):
+            return ahead.rollout()
+        rank_zero_info(f"Iteration {self.iteration}: its completions, drawn ahead, are drawn again: {ahead.why_lost}.")
+        return self.generate(ahead.prompts)
+
+    def idle_engine(self) -> RolloutEngine:
+        """The engine, when it has drawn what it is drawing."""
+        if self.ahead is not None:
+            self.ahead.wait()
+        return self.engine
 
     def announce_weights(self, version: int) -> None:
         """Tell the engine that the policy's weights have changed.
@@ -45,3 +87,20 @@ class RolloutsOfARun(ModelsOfARun, ABC):
         """
         assert self.policy is not None
         self.engine.update_weights(self.policy.weights, version)
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002
+        """Give back what the engine holds, which ends what it is drawing."""
+        self.engine.close()
+        if self.ahead is not None:
+            self.ahead.wait(_PATIENCE_SECONDS)
+            self.ahead = None
+
+    def _take_prompts(self) -> list[Prompt]:
+        return self.prompts.take_distinct(self.shape.prompts_per_iteration)
+
+    def _coordinates(self, iteration: int) -> Coordinates:
+        return Coordinates(seed=self.seed, stream=Stream.TRAINING, iteration=iteration)
+
+    @property
+    def _is_last_iteration(self) -> bool:
+        return self.trainer.global_step + self.shape.num_updates >= self.trainer.estimated_stepping_batches

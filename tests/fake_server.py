@@ -23,6 +23,8 @@ class FakeServer(ThreadingHTTPServer):
         tokenizer: The policy's.
     """
 
+    daemon_threads = False  # `server_close` waits for what it computes
+
     def __init__(self, model, tokenizer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.tokenizer, self.lock = model, tokenizer, threading.Lock()

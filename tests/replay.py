@@ -14,6 +14,7 @@ from pathlib import Path
 import controlled
 import torch
 import yaml
+from copying import CopyingEngine
 from exact_norms import in_double
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
@@ -222,6 +223,12 @@ def seed_objective(aggregation):
     )
 
 
+def engine_of(*, live, draw_ahead, uneven):
+    if draw_ahead:
+        return CopyingEngine()
+    return UnevenEngine() if uneven else InProcessEngine() if live else RecordedEngine()
+
+
 def make(
     *,
     accumulate=1,
@@ -240,6 +247,7 @@ def make(
     with_steps=False,
     live=False,
     engine=None,
+    draw_ahead=False,
     uneven=False,
     fails_in=None,
     schedule=None,
@@ -267,7 +275,8 @@ def make(
         group_size=group_size,
         num_epochs=num_epochs,
         num_minibatches=num_minibatches,
-        engine=engine() if engine else UnevenEngine() if uneven else InProcessEngine() if live else RecordedEngine(),
+        engine=engine() if engine else engine_of(live=live, draw_ahead=draw_ahead, uneven=uneven),
+        draw_ahead=draw_ahead,
         schedule=Schedule(**schedule) if schedule else None,
         groups=DynamicSampling(max_rounds) if max_rounds else None,
         layout=LAYOUTS[layout](),

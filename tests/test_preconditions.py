@@ -2,18 +2,22 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from copying import CopyingEngine
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from grpo_lightning.batching import IterationShape
-from grpo_lightning.objective import PassAtK, grpo
+from grpo_lightning.groups import DropZeroVariance, DynamicSampling, KeepAll
+from grpo_lightning.objective import Bypass, PassAtK, grpo
 from grpo_lightning.preconditions import (
     check_alignment,
     check_configuration,
+    check_draw_ahead,
     check_microbatch_limit,
     check_objective,
     check_sampling,
     check_trainer,
 )
+from grpo_lightning.rollout import InProcessEngine, VLLMServerEngine
 from grpo_lightning.ticks import TickLoader
 from grpo_lightning.types import ConfigurationError, SamplingParams
 
@@ -63,6 +67,27 @@ def test_a_failure_rate_is_a_share(rate):
 def test_training_draws_something_from_the_full_distribution(setting, key):
     with pytest.raises(ConfigurationError, match=key):
         check_sampling(SamplingParams(**setting))
+
+
+CORRECTED = replace(grpo(), correction=Bypass())
+
+
+@pytest.mark.parametrize(
+    ("engine", "groups", "objective", "message"),
+    [
+        (InProcessEngine(), KeepAll(), CORRECTED, r"InProcessEngine draws in the training process.* VLLMServerEngine"),
+        (CopyingEngine(), KeepAll(), grpo(), r".* model\.objective\.correction is null\.\nSet it to TruncatedWeights"),
+        (CopyingEngine(), DynamicSampling(2), CORRECTED, r"DynamicSampling draws .*\nSet model\.groups to DropZero"),
+    ],
+)
+def test_drawing_ahead_needs_processors_and_a_correction_of_its_own(engine, groups, objective, message):
+    with pytest.raises(ConfigurationError, match=rf"model\.draw_ahead: {message}"):
+        check_draw_ahead(engine, groups, objective)
+
+
+def test_drawing_ahead_takes_what_has_both():
+    for engine in (CopyingEngine(), VLLMServerEngine(["http://a"])):
+        check_draw_ahead(engine, DropZeroVariance(), CORRECTED)
 
 
 def test_a_group_is_more_than_the_attempts_that_count_as_one():

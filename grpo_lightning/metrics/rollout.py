@@ -30,6 +30,7 @@ class Drawn:
     lengths_B: Tensor
     truncated_B: Tensor
     prompt_lengths_B: Tensor
+    staleness_B: Tensor
     values_BK: Tensor
     group_size: int
     threshold: float
@@ -41,7 +42,7 @@ class Drawn:
 
 
 def rollout_metrics(
-    rollout: Rollout, rewards: Rewards, gather: Gather, threshold: float, num_rounds: int
+    rollout: Rollout, rewards: Rewards, gather: Gather, threshold: float, num_rounds: int, *, version: int
 ) -> dict[str, float]:
     """The metrics of a rollout over all ranks. A mean of nothing is 0; a minimum, maximum or quantile is left out.
 
@@ -51,6 +52,7 @@ def rollout_metrics(
         gather: See `Gather`; called once.
         threshold: A completion is solved by a total of at least this.
         num_rounds: How often prompts were drawn.
+        version: The number of optimizer steps behind the policy that learns from them.
     """
     columns = (
         rewards.totals_B,
@@ -59,9 +61,10 @@ def rollout_metrics(
         torch.tensor([len(completion.token_ids) for completion in rollout.completions]),
         rollout.is_truncated_B,
         torch.tensor([len(prompt.token_ids) for prompt in rollout.completion_prompts]),
+        torch.tensor([version - completion.weight_version for completion in rollout.completions]),
         *rewards.values_BK.unbind(dim=1),
     )
-    totals_B, valid_B, failed_B, lengths_B, truncated_B, prompts_B, *values = gather(
+    totals_B, valid_B, failed_B, lengths_B, truncated_B, prompts_B, staleness_B, *values = gather(
         torch.stack([column.double() for column in columns], dim=1)
     ).unbind(dim=1)
     drawn = Drawn(
@@ -71,6 +74,7 @@ def rollout_metrics(
         lengths_B=lengths_B,
         truncated_B=truncated_B.bool(),
         prompt_lengths_B=prompts_B,
+        staleness_B=staleness_B,
         values_BK=torch.stack(values, dim=1),
         group_size=rollout.group_size,
         threshold=threshold,
@@ -80,6 +84,8 @@ def rollout_metrics(
         **_of_groups(drawn),
         "reward/num_rounds": float(num_rounds),
         **_of_lengths(drawn),
+        "sampler/staleness": _mean(drawn.staleness_B),
+        "sampler/staleness_max": float(drawn.staleness_B.max()),
     }
 
 

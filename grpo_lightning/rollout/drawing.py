@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_lightning.rollout.engine import RolloutEngine
+from grpo_lightning.rollout.ahead import RolloutAhead
+from grpo_lightning.rollout.engine import DrawsAhead, RolloutEngine
 from grpo_lightning.types import Coordinates, EvaluationPrompt, GenerationRequest, Prompt, Rollout, SamplingParams
 
 
@@ -34,6 +35,21 @@ def draw_groups(
         prompts=tuple(prompts[s] for s in slots),
         completions=tuple(completions),
     )
+
+
+def begin_groups(
+    engine: DrawsAhead,
+    prompts: Sequence[Prompt],
+    *,
+    slots: Sequence[int],
+    group_size: int,
+    sampling: SamplingParams,
+    coordinates: Coordinates,
+) -> RolloutAhead:
+    """As `draw_groups`, from the weights of this moment, but in the background."""
+    requests = [GenerationRequest(slot=s, token_ids=prompts[s].token_ids, num_completions=group_size) for s in slots]
+    draw = engine.begin(requests, sampling, coordinates)
+    return RolloutAhead.drawn_by(draw, iteration=coordinates.iteration, prompts=prompts, slots=slots)
 
 
 def draw_each(

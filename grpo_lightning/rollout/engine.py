@@ -9,6 +9,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.types import Completion, Coordinates, GenerationRequest, SamplingParams
 
+Draw = Callable[[], list[Completion]]
+"""Draws what was asked for when it was made."""
+
+
+class RolloutLostError(ConnectionError):
+    """What drew the completions is gone, and they with it. They can be drawn again."""
+
 
 class RolloutEngine(ABC):
     """Draws completions from the policy.
@@ -50,3 +57,18 @@ class RolloutEngine(ABC):
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing to give back
         """Give back what the engine holds. Called once, after the last `generate`."""
+
+
+class DrawsAhead(ABC):
+    """What an engine has beside `generate` if it can draw while the policy is being updated."""
+
+    @abstractmethod
+    def begin(self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates) -> Draw:
+        """Take the policy's weights over as they are now, and check what can be checked of them.
+
+        Returns:
+            What draws the completions of every request from those weights, whatever becomes of the policy's. It is
+            called once, in another thread, and asks nothing of the policy. Until it has returned, no method of the
+            engine is called but `update_weights`, which it does not heed, and `close`, which ends it. It raises
+            `RolloutLostError` where the weights are not there any more.
+        """

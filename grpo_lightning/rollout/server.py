@@ -10,13 +10,14 @@ from threading import Event, Lock, Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from grpo_lightning.rollout.engine import RolloutLostError
 from grpo_lightning.types import ConfigurationError
 
 _PASSING = {408, 425, 429}
 """Answers of the kind "not now"; as those from 500 on."""
 
 
-class ServerError(ConnectionError):
+class ServerError(RolloutLostError):
     """A server does not answer, or not as it should."""
 
 

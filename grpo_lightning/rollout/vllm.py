@@ -105,7 +105,7 @@ class VLLMEngine(WeightCopyEngine):
             sampler_logprobs=logprobs,
             text=str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)),
             finish_reason=finish_reason(token_ids, self._eos_token_ids, has_stopped=has_stopped),
-            weight_version=self.version,
+            weight_version=self.held_version,
         )
 
     def close(self) -> None:

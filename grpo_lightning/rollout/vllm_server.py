@@ -1,18 +1,21 @@
 """Rollouts by vLLM servers beside the training process."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import save_file
 from torch import Tensor
 
 from grpo_lightning.rollout.agreement import is_first_rank, of_first_rank, together
+from grpo_lightning.rollout.engine import Draw, DrawsAhead
 from grpo_lightning.rollout.local_servers import LaunchedServers, LocalServers
 from grpo_lightning.rollout.server import Server, ServerError, patiently
 from grpo_lightning.rollout.vllm import completion_seeds, finish_reason, vllm_sampling
@@ -21,14 +24,16 @@ from grpo_lightning.types import Completion, ConfigurationError, Coordinates, Ge
 
 _SHARD_BYTES = 1 << 28
 _MAX_REPETITIONS = 3
+T = TypeVar("T")
 
 
-class VLLMServerEngine(WeightCopyEngine):
+class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
     """vLLM servers that the user has started, see docs/engines.md for how, or that the run starts on its own machine.
 
     Weights go through files in a folder that the first rank and the servers see, a part at a time. A rollout in which a
     server was lost is thrown away and drawn again, by all ranks, once all servers answer and hold the policy's weights:
-    no completion of weights that are not known is ever used.
+    no completion of weights that are not known is ever used. What was drawn ahead is then drawn from the weights of the
+    moment, since those that it came from are no more.
 
     Args:
         urls: Of the servers, ``http://host:port``; completions are dealt out to them in turn.
@@ -83,15 +88,40 @@ class VLLMServerEngine(WeightCopyEngine):
             ServerError: A server does not answer for `patience_seconds`, or was lost time and again.
             WeightSyncError: The copy is not the policy, or its log-probs are not the policy's.
         """
+        return self._until_kept(partial(super().generate, requests, sampling, coordinates))
+
+    def begin(self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates) -> Draw:
+        """Send and verify the weights, and return what draws from them. A collective; drawing is none.
+
+        Raises:
+            ConfigurationError: See `generate`.
+            ServerError: See `generate`; of what is drawn in the background nothing is repeated.
+            WeightSyncError: See `generate`.
+        """
+        wanted = self._until_kept(partial(self.hand_over, requests, sampling, coordinates))
+        instances = of_first_rank(self._instances)
+
+        def draw() -> list[Completion]:
+            with self._watched():
+                completions = self.draw(wanted, sampling, coordinates) if wanted else []
+                self._check_same(instances)
+            return completions
+
+        return draw
+
+    def _until_kept(self, attempt: Callable[[], T]) -> T:
+        """What an attempt gives that no server was lost in. A collective."""
         for server in self._servers:
             server.heard_from = time.monotonic()  # nobody asked it while the policy was updated
         for repetition in range(_MAX_REPETITIONS + 1):
             self._is_behind |= self._await_servers()
             try:
                 with self._watched():
-                    completions = super().generate(requests, sampling, coordinates)
-                    self._check_instances()
-                return completions
+                    found = attempt()
+                    with together():
+                        if is_first_rank():
+                            self._check_same(self._instances)
+                return found
             except ServerError as error:
                 lost = error
             self._instances = []
@@ -133,14 +163,19 @@ class VLLMServerEngine(WeightCopyEngine):
             for prompt, seed in zip(prompts, completion_seeds(requests, coordinates), strict=True)
         ]
         servers = [self._servers[i % len(self._servers)] for i in range(len(bodies))]
-        with ThreadPoolExecutor(self._max_requests) as pool:
-            waiting = [pool.submit(self._complete, server, body) for server, body in zip(servers, bodies, strict=True)]
+        is_over = Event()
+
+        def complete(pair: tuple[Server, dict[str, Any]]) -> Completion:
+            if is_over.is_set():
+                raise ServerError(f"{pair[0].url} is not asked any more")
+            return self._complete(*pair)
+
+        with ThreadPool(min(self._max_requests, len(bodies))) as pool:  # of daemons, which no process waits for
             try:
-                return [completion.result() for completion in waiting]
+                return list(pool.imap(complete, zip(servers, bodies, strict=True)))
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for server in self._servers:
-                    server.hang_up("another request failed")
+                is_over.set()
+                self._hang_up("another request failed")
                 raise
 
     def _complete(self, server: Server, body: dict[str, Any]) -> Completion:
@@ -150,15 +185,20 @@ class VLLMServerEngine(WeightCopyEngine):
             sampler_logprobs=drawn.logprobs,
             text=str(self._tokenizer.decode(list(drawn.token_ids), skip_special_tokens=True)),
             finish_reason=finish_reason(drawn.token_ids, self._eos_token_ids, has_stopped=drawn.has_stopped),
-            weight_version=self.version,
+            weight_version=self.held_version,
         )
 
     def close(self) -> None:
-        """End the servers that the run has started."""
+        """End what is being drawn, and the servers that the run has started."""
+        self._hang_up("the run has ended")
         if self._launched is not None:
             self._launched.stop()
             self._launched = None
             self._servers = []
+
+    def _hang_up(self, why: str) -> None:
+        for server in self._servers:
+            server.hang_up(why)
 
     def _await_servers(self) -> bool:
         """Wait until all of them answer; returns whether one is not what it was. A collective."""
@@ -194,10 +234,9 @@ class VLLMServerEngine(WeightCopyEngine):
         """Of each worker which start of it this is, and how often it was sent weights."""
         return [name for server in self._servers for name in server.instances(timeout=self._patience / 2)]
 
-    def _check_instances(self) -> None:
-        with together():
-            if is_first_rank() and self._running() != self._instances:
-                raise ServerError("a server was started again, or sent other weights, during the rollout")
+    def _check_same(self, instances: list[str]) -> None:
+        if self._running() != instances:
+            raise ServerError("a server was started again, or sent other weights, during the rollout")
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,8 @@ In fp32 two orders of summation leave about 1e-5. Half precision leaves about 1e
 models; a wrong temperature or adapter, or the weights of another run, leave more than 0.1.
 """
 
+_TOKENS_COMPARED = 16
+"""Of a completion of which the others are drawn when the policy cannot be asked any more."""
 _NOTHING = Completion(
     token_ids=(0,), sampler_logprobs=(0.0,), text="", finish_reason=FinishReason.LENGTH, weight_version=0
 )
@@ -48,7 +51,7 @@ class WeightCopyEngine(RolloutEngine):
 
     def __init__(self, dtype: Precision = "auto") -> None:
         self._precision = dtype
-        self.version = 0
+        self.version = self.held_version = 0
         self._weights: Iterable[tuple[str, Tensor]] | None = None
         self._is_behind = True
         self._checksums: dict[str, int] = {}
@@ -77,14 +80,36 @@ class WeightCopyEngine(RolloutEngine):
             ConfigurationError: A prompt and `max_new_tokens` exceed the model's positions, or a prompt is empty.
             WeightSyncError: The copy is not the policy, or its log-probs are not the policy's.
         """
-        with together():
-            check_lengths(requests, sampling, self._model.config)
+        wanted = self._checked(requests, sampling)
         self.synchronise()
-        wanted = [request for request in requests if request.num_completions]
         with together():
             completions = self.draw(wanted, sampling, coordinates) if wanted else []
         self.check_logprobs(wanted, completions, sampling)
         return completions
+
+    @torch.no_grad()
+    def hand_over(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
+    ) -> list[GenerationRequest]:
+        """Do all of a rollout that needs the policy: what is drawn afterwards is drawn from verified weights.
+
+        In the place of a completion's log-probs, those of its beginning are compared. A collective.
+
+        Returns:
+            The requests that ask for a completion at least.
+        """
+        wanted = self._checked(requests, sampling)
+        self.synchronise()
+        one, short = [replace(request, num_completions=1) for request in wanted[:1]], _beginning_of(sampling)
+        with together():
+            completions = self.draw(one, short, coordinates) if one else []
+        self.check_logprobs(one, completions, short)
+        return wanted
+
+    def _checked(self, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> list[GenerationRequest]:
+        with together():
+            check_lengths(requests, sampling, self._model.config)
+        return [request for request in requests if request.num_completions]
 
     @torch.no_grad()
     def synchronise(self) -> None:
@@ -117,7 +142,7 @@ class WeightCopyEngine(RolloutEngine):
                 complaint = disagreement(self._checksums, self.version, report)
                 if complaint:
                     raise WeightSyncError(f"{type(self).__name__} does not hold the policy's weights: {complaint}")
-        self._is_behind = False
+        self._is_behind, self.held_version = False, self.version
 
     def _noting(
         self, named_tensors: Iterable[tuple[str, Tensor]], checksums: dict[str, int]
@@ -197,6 +222,11 @@ def disagreement(expected: Mapping[str, int], version: int, report: Mapping[str,
     }
     said = [f"{len(names)} {what} ({_some(names)})" for what, names in faults.items() if names]
     return f"of {len(expected)} tensors, " + "; ".join(said) + "." if said else None
+
+
+def _beginning_of(sampling: SamplingParams) -> SamplingParams:
+    length = min(_TOKENS_COMPARED, sampling.max_new_tokens)
+    return replace(sampling, max_new_tokens=length, min_new_tokens=min(sampling.min_new_tokens, length))
 
 
 def _some(names: Sequence[str]) -> str:

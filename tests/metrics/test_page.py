@@ -10,7 +10,11 @@ from grpo_lightning.callbacks.gradient_norm import GradientNorm
 from grpo_lightning.callbacks.throughput import Throughput
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
-RUNS = ({"objective": "everything", "num_epochs": 2}, {"objective": "cispo", "num_epochs": 2})
+RUNS = (
+    {"objective": "everything", "num_epochs": 2},
+    {"objective": "cispo", "num_epochs": 2},
+    {"objective": "default", "draw_ahead": True, "num_epochs": 2},
+)
 
 
 def documented():

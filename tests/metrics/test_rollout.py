@@ -18,6 +18,7 @@ def make(lengths, truncated, accuracy, form, failed):
             sampler_logprobs=(0.0,) * length,
             text="",
             finish_reason=FinishReason.LENGTH if cut else FinishReason.EOS,
+            weight_version=6 if cut else 3,
         )
         for length, cut in zip(lengths, truncated, strict=True)
     )
@@ -41,7 +42,7 @@ ARGUMENTS = {
 
 
 def of(arguments, gather=lambda rows: rows):
-    return rollout_metrics(*make(**arguments), gather, 1.0, 2)
+    return rollout_metrics(*make(**arguments), gather, 1.0, 2, version=7)
 
 
 def test_every_metric_by_hand():
@@ -77,6 +78,8 @@ def test_every_metric_by_hand():
         "completion/right_length_mean": pytest.approx(6.0),  # 2 and 10
         "completion/wrong_length_mean": pytest.approx(6.0),  # 4, 6 and 8; of the last nothing is known
         "prompt/length_mean": 1.0,
+        "sampler/staleness": pytest.approx(3.0),  # four times 7 - 3 and twice 7 - 6
+        "sampler/staleness_max": 4.0,
     }
 
 
@@ -89,7 +92,7 @@ def test_the_histogram_of_pass_rates(num_right, bin_):
     bin_ = "to_50" if num_right == 3 else bin_
     rollout, rewards = make([1] * 6, [False] * 6, right, [NAN] * 6, [False] * 6)
     one_group = replace(rollout, prompts=rollout.prompts[:1], slots=(0,))
-    found = rollout_metrics(one_group, rewards, lambda rows: rows, 1.0, 1)
+    found = rollout_metrics(one_group, rewards, lambda rows: rows, 1.0, 1, version=0)
     histogram = {name: share for name, share in found.items() if name.startswith("reward/pass_rate/")}
     assert histogram.pop(f"reward/pass_rate/{bin_}") == 1.0
     assert set(histogram.values()) == {0.0}

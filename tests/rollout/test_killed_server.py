@@ -32,16 +32,21 @@ class KillingEngine(VLLMServerEngine):
     def _complete(self, server, body):
         self.num_asked += 1
         if self.num_asked == 2 * 16 + 5:
-            (member,) = self._launched.members
-            for process in children(member._process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            kill(self)
         return super()._complete(server, body)
 
     def generate(self, requests, sampling, coordinates):
         completions = super().generate(requests, sampling, coordinates)
         self.versions = (*self.versions, {completion.weight_version for completion in completions})
         return completions
+
+
+def kill(engine):
+    """End all processes of an engine's one server, by SIGKILL."""
+    (member,) = engine._launched.members
+    for process in children(member._process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def children(pid):

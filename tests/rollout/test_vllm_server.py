@@ -2,13 +2,15 @@
 
 import threading
 import time
+from functools import partial
 
 import pytest
+import replay
 import torch
 from fake_server import EOS, serving
 
 from grpo_lightning.policy import NamedWeights
-from grpo_lightning.rollout import VLLMServerEngine
+from grpo_lightning.rollout import RolloutLostError, VLLMServerEngine
 from grpo_lightning.rollout.local_servers import LocalServers
 from grpo_lightning.rollout.server import ServerError, SlowServerError, drawn_by
 from grpo_lightning.rollout.weight_sync import WeightSyncError
@@ -184,3 +186,95 @@ def test_what_a_completion_looks_like():
 ], ids=str)  # fmt: skip
 def test_what_is_no_completion(wrong):
     assert drawn_by(wrong, limit=2) is None
+
+
+# Drawing ahead
+
+
+@torch.no_grad()
+def move(model, engine, version):
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(version)))
+    engine.update_weights(NamedWeights(model), version)
+
+
+def test_what_was_begun_is_drawn_from_the_weights_of_then(engine, expected, model, ragged_requests, coordinates):
+    draw = engine.begin(ragged_requests, SAMPLING, coordinates)
+    move(model, engine, 6)
+    assert draw() == expected
+    after = engine.generate(ragged_requests, SAMPLING, coordinates)
+    assert after != expected
+    assert {c.weight_version for c in after} == {6}
+
+
+def test_what_is_begun_is_begun_with_the_weights_of_now(server, engine, expected, model, ragged_requests, coordinates):
+    move(model, engine, 6)
+    draw = engine.begin(ragged_requests, SAMPLING, coordinates)
+    assert draw() == engine.generate(ragged_requests, SAMPLING, coordinates) != expected
+    assert server.num_syncs == 2
+
+
+def test_the_beginning_of_a_completion_is_compared_before_the_rest_is_drawn(engine, expected, ragged_requests,
+                                                                            coordinates):  # fmt: skip
+    draw, asked = engine.draw, []
+
+    def hotter(requests, sampling, at):
+        asked.append([request.num_completions for request in requests])
+        return draw(requests, SamplingParams(max_new_tokens=sampling.max_new_tokens, temperature=1.3), at)
+
+    engine.draw = hotter
+    with pytest.raises(WeightSyncError, match=r"log-probs .* differ from the policy's by 0\.\d+ on average"):
+        engine.begin(ragged_requests, SAMPLING, coordinates)
+    assert asked == [[1]]
+
+
+def test_a_server_that_is_lost_at_the_beginning_gets_the_weights_again(server, engine, expected, ragged_requests,
+                                                                       coordinates):  # fmt: skip
+    server.faults = ["restart"]
+    assert engine.begin(ragged_requests, SAMPLING, coordinates)() == expected
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_server_was_lost_in_is_lost(server, engine, expected, ragged_requests, coordinates, fault):
+    draw = engine.begin(ragged_requests, SAMPLING, coordinates)
+    server.faults = ["fine"] * 7 + [fault]
+    with pytest.raises(RolloutLostError):
+        draw()
+    assert engine.generate(ragged_requests, SAMPLING, coordinates) == expected
+
+
+def test_the_end_of_the_run_ends_what_is_being_drawn(server, engine, expected, ragged_requests, coordinates):
+    draw = engine.begin(ragged_requests, SAMPLING, coordinates)
+    server.faults = ["freeze"]
+    closing = threading.Timer(0.2, engine.close)
+    closing.start()
+    with pytest.raises(RolloutLostError, match="the run has ended"):
+        draw()
+    closing.join()
+
+
+def test_a_run_goes_on_when_a_server_is_started_again_in_a_rollout_that_is_drawn_ahead():
+    policy = replay.TinyPolicy(torch.float32)
+    model, tokenizer = policy.load_model(seed=3), policy.load_tokenizer()
+    with serving(model, tokenizer) as server:
+
+        class Engine(VLLMServerEngine):
+            def begin(self, requests, sampling, coordinates):
+                draw = super().begin(requests, sampling, coordinates)
+                if coordinates.iteration == 3:
+                    server.faults = ["fine", "restart"]
+                return draw
+
+        module, data, trainer, record = replay.make(
+            objective="default", draw_ahead=True, engine=partial(Engine, [server.url]), iterations=5, dtype="float32"
+        )
+        trainer.fit(module, data)
+    assert [metrics["sampler/staleness"] for metrics in record.metrics] == [0, 1, 1, 0, 1]
+    # Two orders of summation, where the weights are the same.
+    assert [metrics["sampler/logprob_difference"] < 1e-5 for metrics in record.metrics] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
