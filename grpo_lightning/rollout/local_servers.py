@@ -70,20 +70,11 @@ class LocalServers:
         packages = str(Path(__file__).parents[2])
         paths = [packages, *filter(None, [os.environ.get("PYTHONPATH")])]
         own = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        inherited = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
         return {**inherited, **own, **({"CUDA_VISIBLE_DEVICES": devices} if devices else {})}
 
 
-_OF_RANKS = {
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-}
+_OF_RANKS = ("RANK", "LOCAL_", "NODE_RANK", "GROUP_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 """What tells a rank of the training its place, and would tell a server that it is one."""
 
 

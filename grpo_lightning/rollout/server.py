@@ -138,7 +138,6 @@ class Server:
         Args:
             patience: Longest silence, in seconds.
         """
-        self._silence = ""
         is_over = Event()
 
         def watch() -> None:
@@ -155,8 +154,8 @@ class Server:
         try:
             yield
         finally:
-            is_over.set()
-            # Not waited for: an answer may be due for long, and nobody needs it.
+            is_over.set()  # and not waited for: an answer may be due for long, and nobody needs it
+            self._silence = ""
 
 
 def patiently(

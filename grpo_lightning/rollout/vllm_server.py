@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from socket import gethostname
 from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any, TypeVar
@@ -205,9 +206,16 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         with together():
             self._launch()
             running = self._patiently() if is_first_rank() else []
-        is_other, urls = of_first_rank((running != self._instances, [server.url for server in self._servers]))
-        if not self._servers:
-            self._servers = [Server(url) for url in urls]
+        is_other, urls, host = of_first_rank(
+            (running != self._instances, [server.url for server in self._servers], gethostname())
+        )
+        with together():
+            if self._local is not None and host != gethostname():
+                raise ConfigurationError(
+                    "model.engine.local starts servers for one machine, and this run is on several. Start them "
+                    "yourself, as docs/engines.md says, and set model.engine.urls."
+                )
+        self._servers = self._servers or [Server(url) for url in urls]
         return is_other
 
     def _launch(self) -> None:

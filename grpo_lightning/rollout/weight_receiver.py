@@ -45,16 +45,29 @@ class Held:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes the copies that are made while `tensor` is being loaded."""
+    """Notes the copies that are made while `arriving` is being loaded, of which `tensor` is kept."""
 
     tensor: Held | None = None
+    arriving: Tensor | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.copy_.default and self.tensor is not None:
             destination, source = args[:2]
-            self.tensor.writes.append(Write(destination, checksum(source.to(destination.dtype))))
+            self.tensor.writes.append(Write(destination, self._checksum(source.to(destination.dtype))))
         return result
+
+    def _checksum(self, written: Tensor) -> int:
+        """Known already where it is all that has arrived."""
+        assert self.tensor is not None, "something is being loaded"
+        if (
+            self.arriving is not None
+            and (written.data_ptr(), written.numel()) == (self.arriving.data_ptr(), self.arriving.numel())
+            and written.is_contiguous()
+            and self.arriving.is_contiguous()
+        ):
+            return self.tensor.checksum
+        return checksum(written)
 
 
 class WeightReceiver:
@@ -79,9 +92,10 @@ class WeightReceiver:
 
         def arriving() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in named_tensors:
-                watch.tensor = held[name] = Held(version, checksum(tensor))
+                watch.tensor, watch.arriving = Held(version, checksum(tensor)), tensor
+                held[name] = watch.tensor
                 yield name, tensor
-            watch.tensor = None
+            watch.tensor = watch.arriving = None
 
         model = self.model_runner.get_model()  # type: ignore[attr-defined]  # of the worker
         with torch.no_grad(), watch:

@@ -38,5 +38,13 @@ def test_chunks_and_strides_do_not_enter(monkeypatch):
     tensor = torch.randn(13, 7, generator=torch.Generator().manual_seed(0))
     whole = checksum(tensor)
     assert checksum(tensor.t().contiguous().t()) == whole
-    monkeypatch.setattr(checksums, "_CHUNK", 5)
+    monkeypatch.setattr(checksums, "_COLUMNS", 5)
     assert checksum(tensor) == whole
+
+
+def test_rows_of_many_columns_and_a_rest():
+    # Of 2,500 elements, two rows of 1,024 and 452 more: every weight is 2 i + 1.
+    tensor = torch.arange(2500, dtype=torch.int32) * 7919 - 9_000_000
+    a = sum(tensor.tolist())
+    b = sum((2 * i + 1) * value for i, value in enumerate(tensor.tolist()))
+    assert checksum(tensor) % 2**64 == (a + (b << 32)) % 2**64

@@ -44,12 +44,14 @@ def test_what_starts_a_server():
 
 
 def test_a_server_gets_its_own_devices_and_is_no_rank_of_the_training(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    ranks = {"RANK", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"}
+    for name in ranks:
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     environment = LocalServers(devices=["2,3"]).environment("2,3")
     assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
-    assert "RANK" not in environment
+    assert not ranks & set(environment)
     assert LocalServers().environment("")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 

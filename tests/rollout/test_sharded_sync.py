@@ -10,6 +10,7 @@ from fake_server import serving
 
 from grpo_lightning.rollout import VLLMServerEngine
 from grpo_lightning.rollout.local_servers import LaunchedServers, LocalServers
+from grpo_lightning.rollout.server import Server, patiently
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +29,27 @@ def url(request):
         return
     how = LocalServers(kv_cache_gib=0.1, arguments=["--enforce-eager", "--max-num-seqs", "8"])
     launched = LaunchedServers(how, model, tokenizer, torch.float32)
-    yield launched.members[0].url
-    launched.stop()
+    try:
+        yield when_ready(launched)
+    finally:
+        launched.stop()
+
+
+def when_ready(launched):
+    """The URL of a server that has started; raises what it said where it has not."""
+    server = Server(launched.members[0].url)
+
+    def ask():
+        launched.keep_running()
+        return server.instances(timeout=20)
+
+    patiently(ask, [server], patience=200)
+    return server.url
 
 
 def test_ranks_with_shards_draw_from_a_server(url, tmp_path):
     # Every sync compares each tensor that the server holds with the policy's, bit by bit.
-    engine = partial(VLLMServerEngine, [url], max_requests=4, patience_seconds=100)  # it may still be starting
+    engine = partial(VLLMServerEngine, [url], max_requests=4, patience_seconds=30)
     settings = {"engine": engine, "num_epochs": 2, "head_dim": 32, "lr": 1e-3}
     record, module = replay.run(iterations=5, **settings)
     of_runs = replay.in_world(tmp_path, [{**settings, **sharded} for sharded in SHARDED], ranks=2)

@@ -161,6 +161,18 @@ def test_settings_that_cannot_be_right_are_refused(settings, message):
         VLLMServerEngine(**settings)
 
 
+def test_servers_that_the_run_starts_are_for_one_machine(monkeypatch, model, tokenizer, ragged_requests, coordinates):
+    engine = VLLMServerEngine(local=LocalServers())
+    engine.setup(model, tokenizer, EOS)
+    engine.update_weights(NamedWeights(model), 5)
+    hosts = iter(["first", "second"])
+    monkeypatch.setattr("grpo_lightning.rollout.vllm_server.gethostname", lambda: next(hosts))
+    monkeypatch.setattr(engine, "_launch", lambda: None)
+    monkeypatch.setattr(engine, "_patiently", list)
+    with pytest.raises(ConfigurationError, match=r"model\.engine\.local starts servers for one machine"):
+        engine.generate(ragged_requests, SAMPLING, coordinates)
+
+
 def answer(token_ids=(4, 1), logprobs=(-0.5, 0.0), reason="stop"):
     choice = {"token_ids": list(token_ids), "logprobs": {"token_logprobs": list(logprobs)}, "finish_reason": reason}
     return {"choices": [choice]}

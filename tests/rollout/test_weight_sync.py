@@ -14,7 +14,7 @@ from grpo_lightning.policy import NamedWeights, adapter_weights, is_adapted
 from grpo_lightning.policy.adaptation import merge
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.rollout.weight_receiver import WeightReceiver
-from grpo_lightning.rollout.weight_sync import WeightCopyEngine, WeightSyncError, disagreement
+from grpo_lightning.rollout.weight_sync import LOGPROB_TOLERANCE, WeightCopyEngine, WeightSyncError, disagreement
 from grpo_lightning.types import SamplingParams
 
 EOS = frozenset({1})
@@ -278,3 +278,22 @@ def test_another_temperature_is_noticed_at_once(any_synced):
     )
     with pytest.raises(WeightSyncError, match=r"log-probs .* differ from the policy's by 0\.\d+ on average"):
         any_synced.draw()
+
+
+def test_the_tolerance_is_that_of_the_coarser_precision(model, tokenizer, coordinates, ragged_requests, monkeypatch):
+    """A policy that computes in bf16, under autocast or FSDP2's policy, and a copy that does in fp32."""
+    engine = CopyEngine()
+    engine.setup(model, tokenizer, EOS)
+    engine.update_weights(NamedWeights(model), 0)
+    draw = engine.draw
+
+    def in_full_precision(*arguments):
+        with torch.autocast("cpu", enabled=False):
+            return draw(*arguments)
+
+    engine.draw = in_full_precision
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        engine.generate(ragged_requests, SAMPLING, coordinates)
+        monkeypatch.setitem(LOGPROB_TOLERANCE, torch.bfloat16, 1e-4)
+        with pytest.raises(WeightSyncError, match=r"expected at most 0\.0001 in "):
+            engine.generate(ragged_requests, SAMPLING, coordinates)
