@@ -23,6 +23,7 @@ ENGINES = {
     "InProcessEngine": ["configs/engine/inprocess.yaml"],
     "VLLMEngine": ["configs/engine/vllm.yaml"],
     "VLLMServerEngine": ["configs/engine/vllm_local.yaml"],
+    "VLLMServerEngine ahead": ["configs/engine/vllm_local.yaml", "configs/engine/draw_ahead.yaml"],
 }
 DIFFERENCE = "sampler/logprob_difference"
 ACCURACY = "validation/accuracy"
