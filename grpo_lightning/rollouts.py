@@ -8,7 +8,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from grpo_lightning.batching import IterationShape
 from grpo_lightning.data import PromptStream
 from grpo_lightning.models import ModelsOfARun
-from grpo_lightning.rollout import DrawsAhead, RolloutAhead, RolloutEngine, begin_groups, draw_groups
+from grpo_lightning.rollout import (
+    DrawsAhead,
+    RolloutAhead,
+    RolloutEngine,
+    RolloutLostError,
+    begin_groups,
+    draw_groups,
+    together,
+)
 from grpo_lightning.types import Coordinates, Prompt, Rollout, Stream
 
 _PATIENCE_SECONDS = 10.0
@@ -65,13 +73,14 @@ class RolloutsOfARun(ModelsOfARun, ABC):
 
     def _arrived(self, ahead: RolloutAhead) -> Rollout:
         """What was drawn ahead; where a rank has lost its share, all draw again, from the weights of now."""
-        with self.phase("generate"):
-            is_lost = ahead.is_lost()
+        try:
+            with self.phase("generate"), together():
+                rollout = ahead.rollout()
+        except RolloutLostError as error:
+            rank_zero_info(f"Iteration {self.iteration}: its completions, drawn ahead, are drawn again: {error}")
+            return self.generate(ahead.prompts)
         self.hidden_seconds += ahead.hidden_seconds
-        if not any(self._sum_over_ranks([float(is_lost)])):
-            return ahead.rollout()
-        rank_zero_info(f"Iteration {self.iteration}: its completions, drawn ahead, are drawn again: {ahead.why_lost}.")
-        return self.generate(ahead.prompts)
+        return rollout
 
     def idle_engine(self) -> RolloutEngine:
         """The engine, when it has drawn what it is drawing."""

@@ -1,11 +1,12 @@
 """An engine that draws ahead without a server: on a copy of the model, so that any schedule of threads can be tried."""
 
+import os
 from copy import deepcopy
 from threading import Condition
 
 import torch
 
-from grpo_lightning.rollout import DrawsAhead, InProcessEngine
+from grpo_lightning.rollout import DrawsAhead, InProcessEngine, RolloutLostError
 
 WATCHDOG_SECONDS = 60
 
@@ -80,3 +81,12 @@ class CopyingEngine(InProcessEngine, DrawsAhead):
         parameters = dict(self._model.named_parameters())
         for name, tensor in weights:
             parameters[name].copy_(tensor)
+
+
+class LosingEngine(CopyingEngine):
+    """Loses what the second rank draws ahead for iteration 2."""
+
+    def draw(self, requests, sampling, coordinates):
+        if self.is_drawing and coordinates.iteration == 2 and os.environ.get("LOCAL_RANK") == "1":
+            raise RolloutLostError("a server is gone")
+        return super().draw(requests, sampling, coordinates)

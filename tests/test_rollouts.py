@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import replay
 import torch
-from copying import CopyingEngine
+from copying import CopyingEngine, LosingEngine
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from grpo_lightning.objective import (
@@ -109,7 +109,8 @@ def test_the_last_iteration_begins_no_rollout(straight):
 @pytest.mark.parametrize("every", [1, UPDATES])
 def test_an_evaluation_waits_for_what_is_being_drawn_and_does_not_disturb_it(straight, every):
     changes = {"limit_val_batches": 1.0, "val_check_interval": every, "check_val_every_n_epoch": None}
-    assert all(map(torch.equal, run(**changes).record.weights, straight.record.weights))
+    found = run(CopyingEngine(updates_first=1), **changes)  # when the first update is made, and evaluated
+    assert all(map(torch.equal, found.record.weights, straight.record.weights))
 
 
 # Correction
@@ -317,9 +318,12 @@ def test_a_run_that_draws_otherwise_now_draws_the_rollout_again(tmp_path, straig
 def test_two_ranks_resume_bit_for_bit_and_draw_what_one_draws(tmp_path, straight):
     number, path = 2 * UPDATES + 1, str(tmp_path / "a.ckpt")
     settings = {name: value for name, value in SETTINGS.items() if name != "iterations"}
-    whole, again = replay.in_world(
-        tmp_path / "world", [{**settings, "save_at": [(number, path)]}, {**settings, "ckpt_path": path}], ranks=2
-    )
+    runs = [
+        {**settings, "save_at": [(number, path)]},
+        {**settings, "ckpt_path": path},
+        {**settings, "engine": LosingEngine},
+    ]
+    whole, again, with_loss = replay.in_world(tmp_path / "world", runs, ranks=2)
     for after, before in zip(again, whole, strict=True):
         assert len(after["weights"]) == UPDATES * 5 - number
         assert all(map(torch.equal, after["weights"], before["weights"][number:]))
@@ -328,3 +332,6 @@ def test_two_ranks_resume_bit_for_bit_and_draw_what_one_draws(tmp_path, straight
     drawn = {slot: rank["tokens"][4 * p : 4 * p + 4] for rank in whole for p, slot in enumerate(rank["slots"])}
     last = straight.watch.rollouts[-1]
     assert drawn == {s: [c.token_ids for c in last.completions[4 * p : 4 * p + 4]] for p, s in enumerate(last.slots)}
+    # What one rank has lost, both draw again.
+    for rank in with_loss:
+        assert [metrics["sampler/staleness_max"] for metrics in rank["metrics"][::UPDATES]] == [0, 2, 0, 2, 2]

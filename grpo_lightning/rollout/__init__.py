@@ -1,5 +1,6 @@
 """Rollout engines: draw completions from the policy."""
 
+from grpo_lightning.rollout.agreement import together
 from grpo_lightning.rollout.ahead import RolloutAhead
 from grpo_lightning.rollout.drawing import begin_groups, draw_each, draw_groups
 from grpo_lightning.rollout.engine import DrawsAhead, RolloutEngine, RolloutLostError
@@ -18,4 +19,5 @@ __all__ = [
     "begin_groups",
     "draw_each",
     "draw_groups",
+    "together",
 ]

@@ -34,7 +34,7 @@ class RolloutAhead:
 
     @classmethod
     def drawn_by(cls, draw: Draw, *, iteration: int, prompts: Sequence[Prompt], slots: Sequence[int]) -> "RolloutAhead":
-        """Draw in a thread that does not outlive the process; what is raised there is raised by `take`."""
+        """Draw in a thread that does not outlive the process; what is raised there is raised by `rollout`."""
         completions: Future[list[Completion]] = Future()
         ahead = cls(iteration=iteration, prompts=prompts, slots=slots, completions=completions)
 
@@ -62,25 +62,13 @@ class RolloutAhead:
         wait([self._completions], seconds)
         self._seconds_waited += time.perf_counter() - start
 
-    def is_lost(self) -> bool:
-        """Whether the completions are to be drawn again, for which `why_lost` gives the reason. Waits.
+    def rollout(self) -> Rollout:
+        """The completions. Waits for them.
 
         Raises:
-            BaseException: What was raised in the background, but for `RolloutLostError`.
+            BaseException: What was raised in the background; `RolloutLostError` where they can be drawn again.
         """
         self.wait()
-        error = self._completions.exception()
-        if error is not None and not isinstance(error, RolloutLostError):
-            raise error
-        return error is not None
-
-    @property
-    def why_lost(self) -> str:
-        """Why this rank has no completions; what another rank lost is not known here."""
-        return str(self._completions.exception() or "another rank lost its share")
-
-    def rollout(self) -> Rollout:
-        """The completions, of a rollout that is not lost."""
         return Rollout(
             iteration=self.iteration,
             slots=tuple(self._slots),

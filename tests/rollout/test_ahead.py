@@ -40,24 +40,15 @@ def test_completions_come_with_their_prompts():
     assert list(rollout.completions) == completions(0, 2)
 
 
-def test_what_is_raised_is_raised_to_who_asks():
+@pytest.mark.parametrize("error", [KeyError("in the background"), RolloutLostError("in the background")])
+def test_what_is_raised_is_raised_to_who_asks(error):
     def draw():
-        raise KeyError("in the background")
+        raise error
 
     rollout = drawn(draw)
-    with pytest.raises(KeyError, match="in the background"):
-        rollout.is_lost()
+    with pytest.raises(type(error), match="in the background"):
+        rollout.rollout()
     assert rollout.state_dict()["completions"] is None
-
-
-def test_what_is_lost_is_said_and_not_raised():
-    def draw():
-        raise RolloutLostError("a server is gone")
-
-    rollout = drawn(draw)
-    assert rollout.is_lost()
-    assert rollout.why_lost == "a server is gone"
-    assert not drawn(lambda: completions(0, 1, 2)).is_lost()
 
 
 def test_hidden_is_what_nobody_waited_for(monkeypatch):
@@ -107,7 +98,8 @@ def test_what_one_rank_has_lost_is_lost_to_all():
         raise RolloutLostError("gone")
 
     state = merged([drawn(lambda: completions(0, 2), (0, 2)).state_dict(), drawn(draw, (1,)).state_dict()])
-    assert RolloutAhead.from_state_dict(state, PROMPTS, rank=0, world_size=1).is_lost()
+    with pytest.raises(RolloutLostError, match="the checkpoint has none"):
+        RolloutAhead.from_state_dict(state, PROMPTS, rank=0, world_size=1).rollout()
 
 
 def test_there_is_nothing_but_plain_containers_in_a_checkpoint():
