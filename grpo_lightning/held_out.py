@@ -23,7 +23,7 @@ class HeldOutLoops(LightningModule, ABC):
 
     @abstractmethod
     def whole_policy(self) -> AbstractContextManager[None]:
-        """Inside, the engine can draw. Entered by all ranks together."""
+        """Inside, the engine can draw, on each rank as much as it likes. Entered by all ranks together."""
 
     @abstractmethod
     def idle_engine(self) -> RolloutEngine:

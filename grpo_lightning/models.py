@@ -2,7 +2,6 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,6 @@ class ModelsOfARun(HeldOutLoops, ABC):
             placement.shard_copy(self.reference, of=policy)
         self.engine.called_together = partial(placement.called_together, policy)
         return policy
-
-    def whole_policy(self) -> AbstractContextManager[None]:
-        """Inside, the engine can draw; where it does so on the policy itself, its weights are whole. A collective."""
-        assert self.policy is not None
-        return nullcontext() if self.engine.has_copy else self.placement.whole(self.policy)
 
     @property
     def in_step(self) -> InStep | None:

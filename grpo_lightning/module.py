@@ -306,6 +306,7 @@ class GRPOModule(RolloutsOfARun):
         """Check what only the Trainer knows, before the model is loaded."""
         self.reward_callbacks = find_rewards(self.trainer.callbacks)  # type: ignore[attr-defined]
         self.evaluation.check_rewards([reward.name for reward in self.reward_callbacks])
+        self.check_gathering()
         if stage == "fit":
             check_trainer(self.trainer, self.shape)
             io = self.trainer.strategy.checkpoint_io
@@ -319,6 +320,7 @@ class GRPOModule(RolloutsOfARun):
         recipe = PolicyRecipe(source=self.source, tokenizer=self.tokenizer, seed=self.seed, **settings)
         policy = self.place(recipe, with_reference=self.trainer.training and self.objective.needs_reference)
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
+        self.say_what_is_gathered()
         self.engine.setup(policy.model, self.tokenizer, policy.eos_token_ids)
         self.announce_weights(0)
 

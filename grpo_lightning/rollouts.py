@@ -1,7 +1,8 @@
 """The rollouts of a run: what the engine is asked for, when, and from which weights."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -17,6 +18,8 @@ from grpo_lightning.rollout import (
     draw_groups,
     together,
 )
+from grpo_lightning.rollout.lockstep import lockstep
+from grpo_lightning.strategies.gathering import check_gathering, gathered_size
 from grpo_lightning.types import Coordinates, Prompt, Rollout, Stream
 
 _PATIENCE_SECONDS = 10.0
@@ -87,6 +90,32 @@ class RolloutsOfARun(ModelsOfARun, ABC):
         if self.ahead is not None:
             self.ahead.wait()
         return self.engine
+
+    @contextmanager
+    def whole_policy(self) -> Iterator[None]:
+        """Inside, the engine can draw from the policy's weights, on each rank as much as it likes. A collective."""
+        assert self.policy is not None
+        placement, policy = self.placement, self.policy
+        if self.engine.has_copy:
+            yield
+        elif self.engine.gather == "whole":
+            with placement.whole(policy):
+                yield
+        else:
+            with placement.called_together(policy) as pass_by, lockstep(policy.model, pass_by, self.device):
+                yield
+
+    def check_gathering(self) -> None:
+        """Refuse an engine that does not fit the strategy, before the model is loaded."""
+        check_gathering(self.engine.gather, self.placement)
+
+    def say_what_is_gathered(self) -> None:
+        """What rollouts put together of weights that are in shards, and what that costs."""
+        placement, policy = self.placement, self.policy
+        assert policy is not None
+        if placement.cuts_weights and not self.engine.has_copy:
+            size = gathered_size(policy, lambda weight: placement.shape(weight).numel() * placement.itemsize(weight))
+            rank_zero_info(size.in_words(self.engine.gather))
 
     def announce_weights(self, version: int) -> None:
         """Tell the engine that the policy's weights have changed.

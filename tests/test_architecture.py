@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "checkpointing": {"policy", *PURE},
     "appending_csv": set(),
     "resuming": {"batching", "rollout", *PURE},
-    "rollouts": {"batching", "data", "models", "rollout", *PURE},
+    "rollouts": {"batching", "data", "models", "rollout", "strategies", *PURE},
     "run_folder": PURE,
     "module": MODULE_PARTS,
     "supervised": MODULE_PARTS,

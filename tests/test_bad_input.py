@@ -211,6 +211,21 @@ KNOWN_BEFORE_THE_MODEL = {
         "trainer.callbacks",
         "uneven",
     ),
+    "layers gathered that are whole": (
+        {"model.init_args.engine": {"class_path": "InProcessEngine", "init_args": {"gather": "layerwise"}}},
+        "model.engine.gather",
+        "got layerwise",
+    ),
+    "a third way to gather": (
+        {"model.init_args.engine": {"class_path": "InProcessEngine", "init_args": {"gather": "some"}}},
+        "model.engine.gather",
+        "got 'some'",
+    ),
+    "layers gathered for another engine": (
+        {"model.init_args.engine": {"class_path": "VLLMServerEngine", "init_args": {"gather": "layerwise"}}},
+        "model.engine",
+        "gather",
+    ),
     "a group of one": ({"model.init_args.group_size": 1}, "model.group_size", "got 1"),
     "prompts that cannot be shared out": (
         {"model.init_args.num_minibatches": 3},

@@ -13,6 +13,8 @@ from grpo_lightning.planning.states import OptimizerStates, Sharding
 from grpo_lightning.types import ConfigurationError
 
 _STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed_1", "deepspeed_2", "deepspeed_3")
+_SHARDING = ("fsdp2", "deepspeed_3")
+"""Those that have weights in shards."""
 _ITEMSIZES = {"bfloat16": 2, "float16": 2, "bf16": 2, "16": 2}
 
 
@@ -90,7 +92,7 @@ def sharding_of(settings: Settings, ranks: int) -> Sharding:
     """The strategy, and in which precision it computes.
 
     Raises:
-        ConfigurationError: The strategy is not known here.
+        ConfigurationError: The strategy is not known here, or cannot put weights together layer by layer.
     """
     strategy, key = settings.get("trainer.strategy", "auto"), "trainer.strategy"
     name = strategy if isinstance(strategy, str) else str(strategy.get("class_path")).rsplit(".", 1)[-1]
@@ -104,12 +106,17 @@ def sharding_of(settings: Settings, ranks: int) -> Sharding:
     }.get(name, name)
     if name not in _STRATEGIES:
         raise ConfigurationError(f"trainer.strategy: plan knows {', '.join(_STRATEGIES)}, got {name}.")
+    engine = str(settings.get("model.engine.class_path", "")).rsplit(".", 1)[-1]
+    is_layerwise = settings.get("model.engine.gather") == "layerwise"
+    if is_layerwise and name not in _SHARDING:
+        raise ConfigurationError(f"model.engine.gather must be whole under {name}, got layerwise.")
     compute_dtype = settings.get(f"{key}.compute_dtype") if name == "fsdp2" and not isinstance(strategy, str) else None
     return Sharding(
         name=name,
         ranks=ranks,
         offload=bool(not isinstance(strategy, str) and settings.get(f"{key}.offload", False)),
         compute_itemsize=_ITEMSIZES.get(str(compute_dtype)) or trainer_itemsize(settings, name),
+        is_layerwise=is_layerwise or engine.startswith("VLLM"),  # which compares its copy layer by layer
     )
 
 

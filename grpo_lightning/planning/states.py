@@ -59,12 +59,14 @@ class Sharding:
         ranks: n, over all machines.
         offload: Of deepspeed: whether shards lie in the CPU's memory.
         compute_itemsize: Bytes of a weight in forward and backward; None for its own precision.
+        is_layerwise: Whether a rollout puts weights together layer by layer.
     """
 
     name: str
     ranks: int
     offload: bool = False
     compute_itemsize: int | None = None
+    is_layerwise: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,10 @@ def states_of(weights: Weights, sharding: Sharding, optimizer: OptimizerStates, 
     ============  ===========  ==================  =====================  ==============  =========================
 
     A reference, which has no gradient, is as large as the weights. fsdp2 has whole in an update what is around the
-    blocks (e elements), two blocks (of b) and the gradients of one: :math:`c(2e + 3b)`. ZeRO steps masters in fp32, in
-    shards, from a copy of the gradients in fp32. With offload, the optimizer and the shards of gradients are in the
-    CPU's memory; with stage 3 weights and reference too.
+    blocks (e elements), two blocks (of b) and the gradients of one: :math:`c(2e + 3b)`. A rollout that puts weights
+    together layer by layer has in the place of :math:`c(P + F)` a block, and the buffer that it comes in:
+    :math:`c(e + 2b)`. ZeRO steps masters in fp32, in shards, from a copy of the gradients in fp32. With offload, the
+    optimizer and the shards of gradients are in the CPU's memory; with stage 3 weights and reference too.
 
     Args:
         weights: Of the policy.
@@ -125,6 +128,8 @@ def states_of(weights: Weights, sharding: Sharding, optimizer: OptimizerStates, 
         computed = weights.in_precision(sharding.compute_itemsize)
         itemsize = max((size.itemsize for size in computed.trained or computed.frozen), default=0)
         whole = _shards((*computed.trained, *computed.frozen), 1)
+        if sharding.is_layerwise:
+            whole = itemsize * (weights.around + 2 * weights.block)
         in_update = itemsize * (2 * weights.around + 3 * weights.block)
     return States(
         weights=of_weights,
@@ -149,13 +154,14 @@ def _zero(weights: Weights, sharding: Sharding, optimizer: OptimizerStates, has_
     is_off, weights_are_off = sharding.offload, sharding.offload and stage == 3
     on_cpu = is_off * (stepped + masters) + (is_off and stage > 1) * kept + weights_are_off * (of_weights + reference)
     elements = sum(size.numel for size in every)
+    in_rollout = weights.around + 2 * weights.block if sharding.is_layerwise else elements
     return States(
         weights=0 if weights_are_off else of_weights,
         gradients=(0 if is_off and stage > 1 else kept) + (0 if is_off else masters),
         optimizer=0 if is_off else stepped,
         reference=0 if weights_are_off else reference,
         buckets=2 * c * BUCKET,
-        gathered_in_rollout=c * elements if stage == 3 else 0,
+        gathered_in_rollout=c * in_rollout if stage == 3 else 0,
         gathered_in_update=c * min(elements, MAX_LIVE) if stage == 3 else 0,
         on_cpu=on_cpu,
     )

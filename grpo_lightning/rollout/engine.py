@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.types import Completion, Coordinates, GenerationRequest, SamplingParams
+
+Gathering = Literal["whole", "layerwise"]
+"""What `generate` finds of weights that ranks have in shards: all of them whole, or a layer while it is computed."""
 
 Draw = Callable[[], list[Completion]]
 """Draws what was asked for when it was made."""
@@ -30,9 +34,11 @@ class RolloutEngine(ABC):
     * An end-of-sequence token exactly at the length limit is `FinishReason.EOS`, not a truncation.
     """
 
+    gather: Gathering = "whole"
+    """See `Gathering`. What is whole is so for as long as the module has the engine draw."""
     has_copy = False
-    """Whether it draws from weights of its own, for which those of the policy need not be whole."""
-    called_together: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Whether it draws from weights of its own, for which those of the policy need not be put together."""
+    called_together: Callable[[], AbstractContextManager[object]] = nullcontext
     """Inside, all ranks together can call the policy, each as often as the others: for engines that compare with it."""
 
     @abstractmethod

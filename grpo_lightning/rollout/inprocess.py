@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grpo_lightning.rollout.attention import AttentionPattern
 from grpo_lightning.rollout.cache import RowCache
 from grpo_lightning.rollout.decoding import Decoding, Drawn
-from grpo_lightning.rollout.engine import RolloutEngine
+from grpo_lightning.rollout.engine import Gathering, RolloutEngine
 from grpo_lightning.rollout.finish import FinishRules
 from grpo_lightning.rollout.lengths import check_lengths
 from grpo_lightning.rollout.prefix import SharingCache
@@ -42,13 +43,21 @@ class InProcessEngine(RolloutEngine):
         max_rows: Most completions decoded at once, which bounds the cache's memory; None for all.
         share_prompts_from: Copies of prompts are shared where that saves each completion at least so many tokens' keys
             and values on average, and the model's attention allows it; None for never.
+        gather: Under fsdp2 and deepspeed_3, what of the weights is whole while completions are drawn. "whole": all, put
+            together once per rollout. "layerwise": what is around the layers, and one layer after the other, at every
+            token; the ranks draw in step. For models that do not fit a device as a whole.
     """
 
-    def __init__(self, max_rows: int | None = 256, share_prompts_from: int | None = 16) -> None:
+    def __init__(
+        self, max_rows: int | None = 256, share_prompts_from: int | None = 16, gather: Gathering = "whole"
+    ) -> None:
         if max_rows is not None and max_rows < 1:
             raise ConfigurationError(f"model.engine.max_rows must be >= 1 or null, got {max_rows}.")
         if share_prompts_from is not None and share_prompts_from < 0:
             raise ConfigurationError(f"model.engine.share_prompts_from must be >= 0 or null, got {share_prompts_from}.")
+        if gather not in get_args(Gathering):
+            raise ConfigurationError(f"model.engine.gather must be one of {get_args(Gathering)}, got {gather!r}.")
+        self.gather = gather
         self.max_rows = max_rows
         self.share_prompts_from = share_prompts_from
         self.version = 0
@@ -88,7 +97,9 @@ class InProcessEngine(RolloutEngine):
         """
         check_lengths(requests, sampling, self._model.config)
         rules = self._finish_rules(sampling)
-        with _decoding(self._model), _weights_cast_once(self._model.device.type):
+        # Copies of all weights in another precision would be as large as they are.
+        cast = nullcontext() if self.gather == "layerwise" else _weights_cast_once(self._model.device.type)
+        with _decoding(self._model), cast:
             kind = SharingCache if self._shares(requests, sampling) else RowCache
             if type(self._cache) is not kind:
                 self._cache = kind()

@@ -1,6 +1,6 @@
 """FSDP2: weights, gradients and optimizer states in shards, put together layer by layer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -136,7 +136,7 @@ class FSDP2Placement(Placement):
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:
         """Put all layers together once, and keep them so."""
-        sharded = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+        sharded = _sharded(policy)
         _name_the_root(policy)
         for module in sharded:
             module.set_reshard_after_forward(False, recurse=False)
@@ -147,17 +147,32 @@ class FSDP2Placement(Placement):
             for module in sharded:
                 module.reshard()
                 module.set_reshard_after_forward(module is not policy, recurse=False)
+            _forget_the_calls(policy)
 
     @contextmanager
-    def called_together(self, policy: nn.Module) -> Iterator[None]:
-        """Put together what is around the blocks; each block puts itself together while it is called."""
+    def called_together(self, policy: nn.Module) -> Iterator[Callable[[], None]]:
+        """Put together what is around the blocks, and leave these to FSDP2, which does so at each call."""
         _name_the_root(policy)
-        assert isinstance(policy, FSDPModule), "the root is named"
-        policy.unshard()
+        root, *blocks = _sharded(policy)
+
+        def pass_by() -> None:
+            for block in blocks:
+                block.unshard()
+                block.reshard()
+
+        root.unshard()
         try:
-            yield
+            yield pass_by
         finally:
-            policy.reshard()
+            root.reshard()
+            _forget_the_calls(policy)
+
+    def itemsize(self, weight: Tensor) -> int:
+        """As `compute_dtype` says."""
+        if self.compute_dtype is None:
+            return super().itemsize(weight)
+        dtype: torch.dtype = getattr(torch, self.compute_dtype)
+        return dtype.itemsize
 
     def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:
         """Put together on the CPU of the first rank."""
@@ -199,6 +214,24 @@ def blocks_of(policy: nn.Module) -> list[nn.Module]:
     """
     lists = [module for module in policy.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=len, default=()))
+
+
+def _sharded(policy: nn.Module) -> list[Any]:
+    """The modules that are put together by themselves: the policy, and its blocks in the order of their calls."""
+    return [module for module in policy.modules() if isinstance(module, FSDPModule)]
+
+
+def _forget_the_calls(policy: nn.Module) -> None:
+    """Those of a rollout, of which each rank makes as many as it likes.
+
+    In a backward pass FSDP2 puts together in advance the block that was called before. Where that was in a rollout,
+    some ranks would do so, and others not.
+    """
+    for module in _sharded(policy):
+        state = module._get_fsdp_state()
+        state._comm_ctx.post_forward_order.clear()
+        if (group := state._fsdp_param_group) is not None:
+            group._post_forward_indices.clear()
 
 
 def _name_the_root(policy: nn.Module) -> None:

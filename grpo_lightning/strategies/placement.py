@@ -1,6 +1,6 @@
 """Where the weights of a run lie: whole on every rank, or in shards that are put together on demand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -47,12 +47,18 @@ class Placement:
         yield
 
     @contextmanager
-    def called_together(self, policy: nn.Module) -> Iterator[None]:  # noqa: ARG002 - whole as they are
-        """Inside, the ranks may call the language model of the policy, each as often as the others.
+    def called_together(self, policy: nn.Module) -> Iterator[Callable[[], None]]:  # noqa: ARG002 - whole as they are
+        """Inside, what is around the transformer blocks is whole, and each block while it is called.
 
-        Entering and leaving are collectives, and so is each call where weights are in shards.
+        The ranks call the language model together, each as often as the others: every call is a collective, and so are
+        entering and leaving. In the place of a call, a rank may call what is yielded: it puts together what a call
+        does, and computes nothing.
         """
-        yield
+        yield _nothing
+
+    def itemsize(self, weight: Tensor) -> int:
+        """Bytes of an element of it where it is computed with."""
+        return weight.element_size()
 
     def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:  # noqa: ARG002
         """The whole weights of a model by name, on the first rank; others may have none. A collective.
@@ -82,6 +88,10 @@ class Placement:
 
     def discard_gradients(self) -> None:
         """Forget what was accumulated for an update that is not made; the next one begins without those of weights."""
+
+
+def _nothing() -> None:
+    """What is whole need not be put together."""
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:

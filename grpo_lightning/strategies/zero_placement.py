@@ -1,7 +1,7 @@
 """Where ZeRO has weights and gradients: weights whole under stages 1 and 2, in shards under stage 3."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lightning.strategies.emptying import put_in, take_out
+from grpo_lightning.strategies.fsdp2 import blocks_of
 from grpo_lightning.strategies.placement import Placement, norm_of
 from grpo_lightning.strategies.zero_state import gathered, is_cut, weight_shape, whole_weight
 
@@ -110,24 +111,41 @@ class ZeRO3Placement(ZeROPlacement):
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:
         """Put all weights together once, and keep the hooks from taking them apart after each call."""
-        self._reset()
-        offload = self._offload
-        hooks = {hook.id for hook in (*offload.forward_hooks, *offload.backward_hooks)}
-        with gathered([*policy.parameters()]), _without(policy, hooks):
+        with self._without_hooks(policy), gathered([*policy.parameters()]):
             yield
 
     @contextmanager
-    def called_together(self, policy: nn.Module) -> Iterator[None]:  # noqa: ARG002 - all that the engine has
-        """DeepSpeed's hooks put each module together; what they expect next is forgotten before and after."""
-        self._reset()
-        try:
-            yield
-        finally:
-            self._reset()
+    def called_together(self, policy: nn.Module) -> Iterator[Callable[[], None]]:
+        """Put together what is around the blocks, and each block while it is called.
 
-    def _reset(self) -> None:
+        DeepSpeed's own hooks would keep what has 1e9 elements, and a list of all calls.
+        """
+        blocks = [[*block.parameters()] for block in blocks_of(policy)]
+        in_blocks = {id(weight) for block in blocks for weight in block}
+        around = [weight for weight in policy.parameters() if id(weight) not in in_blocks]
+
+        def pass_by() -> None:
+            for block in blocks:
+                with gathered(block):
+                    pass
+
+        with self._without_hooks(policy), gathered(around):
+            for block in blocks_of(policy):
+                _gather_at_calls(block)
+            yield pass_by
+
+    @contextmanager
+    def _without_hooks(self, policy: nn.Module) -> Iterator[None]:
+        """Inside, DeepSpeed neither puts weights together nor lets them go. Hooks that are added do not stay."""
         offload = self._offload
         offload.get_param_coordinator().release_and_reset_all(offload.module)  # also waits for what is on its way
+        with _without(policy, {hook.id for hook in (*offload.forward_hooks, *offload.backward_hooks)}):
+            yield
+
+    def itemsize(self, weight: Tensor) -> int:
+        """As the Trainer's precision says."""
+        dtype = self.strategy.compute_dtype
+        return super().itemsize(weight) if dtype is None else int(dtype.itemsize)
 
     @property
     def _offload(self) -> Any:
@@ -167,6 +185,13 @@ class ZeRO3Placement(ZeROPlacement):
         """As DeepSpeed does where a gradient overflowed."""
         self._optimizer.zero_grad()
         self._optimizer.averaged_gradients = {}
+
+
+def _gather_at_calls(block: nn.Module) -> None:
+    """Put a block together before each call of it, and let it go after."""
+    weights, called = [*block.parameters()], ExitStack()
+    block.register_forward_pre_hook(lambda *_: called.enter_context(gathered(weights)))
+    block.register_forward_hook(lambda *_: called.close())
 
 
 @contextmanager

@@ -30,7 +30,7 @@ KEYS = (
 GIB = 2**30
 
 
-def budget(folder, model, gpus, strategy, dtype, precision, trains, prompts, accumulate, max_rows):
+def budget(folder, model, gpus, strategy, gather, dtype, precision, trains, prompts, accumulate, max_rows):
     """Of 8 completions of 1,024 tokens for each prompt of 512, with gradient checkpointing and no reference."""
     sizes = MODELS[model]
     config = {key: value for key, value in sizes.items() if key != "sizes"}
@@ -41,7 +41,7 @@ def budget(folder, model, gpus, strategy, dtype, precision, trains, prompts, acc
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6}},
         "prompts_per_iteration": prompts,
         "group_size": 8,
-        "engine": {"class_path": "InProcessEngine", "init_args": {"max_rows": max_rows}},
+        "engine": {"class_path": "InProcessEngine", "init_args": {"max_rows": max_rows, "gather": gather}},
         "gradient_checkpointing": True,
         "lora": {"rank": 16} if trains == "LoRA" else None,
     }

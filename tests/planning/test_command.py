@@ -75,6 +75,25 @@ def test_strategies_are_named_as_in_configs(tmp_path):
         sharding_of(settings_of(tmp_path, {"strategy": "fsdp"}), 2)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_3", "ddp", "deepspeed_2"])
+def test_layers_are_put_together_one_by_one_where_they_are_in_shards(tmp_path, strategy):
+    given = {"trainer": {"strategy": strategy}, "model": {"engine": {"init_args": {"gather": "layerwise"}}}}
+    (tmp_path / "run.yaml").write_text(json.dumps(given))
+    settings = Settings([str(tmp_path / "run.yaml")])
+    if strategy in ("fsdp2", "deepspeed_3"):
+        assert sharding_of(settings, 2).is_layerwise
+    else:
+        with pytest.raises(ConfigurationError, match=f"model.engine.gather must be whole under {strategy}"):
+            sharding_of(settings, 2)
+
+
+@pytest.mark.parametrize("engine", ["VLLMServerEngine", "grpo_lightning.rollout.VLLMEngine", "InProcessEngine"])
+def test_an_engine_with_a_copy_needs_no_whole_weights(tmp_path, engine):
+    given = {"trainer": {"strategy": "fsdp2"}, "model": {"engine": {"class_path": engine}}}
+    (tmp_path / "run.yaml").write_text(json.dumps(given))
+    assert sharding_of(Settings([str(tmp_path / "run.yaml")]), 2).is_layerwise == ("VLLM" in engine)
+
+
 def test_zero_converts_where_others_cast(tmp_path):
     mixed = settings_of(tmp_path, {"precision": "bf16-mixed"})
     assert is_autocast(mixed, "ddp")

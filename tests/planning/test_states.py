@@ -107,6 +107,14 @@ def test_offload_moves_bytes_and_loses_none(stage):
     assert (off.weights == 0) == (stage == 3)
 
 
+@pytest.mark.parametrize("name", ["fsdp2", "deepspeed_3"])
+def test_a_rollout_layer_by_layer_has_one_block_and_the_buffer_that_it_comes_in(name):
+    found = of(name, compute_itemsize=2, is_layerwise=True)
+    assert found.gathered_in_rollout == 2 * (30 + 2 * 40)
+    whole = of(name, compute_itemsize=2)
+    assert (found.weights, found.gathered_in_update) == (whole.weights, whole.gathered_in_update)
+
+
 def test_one_rank_of_fsdp2_holds_what_a_single_process_holds():
     one, single = of("fsdp2", ranks=1), of("single")
     assert (one.weights, one.gradients, one.optimizer) == (single.weights, single.gradients, single.optimizer)

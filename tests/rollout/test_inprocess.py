@@ -298,6 +298,11 @@ def test_fewer_than_one_row_is_refused(max_rows):
         InProcessEngine(max_rows=max_rows)
 
 
+def test_only_two_ways_of_gathering_are_known():
+    with pytest.raises(ConfigurationError, match=r"model\.engine\.gather must be one of .*'layerwise'.*, got 'half'"):
+        InProcessEngine(gather="half")
+
+
 def test_diverged_weights_are_reported_and_leave_no_trace(make_model, tokenizer, coordinates, ragged_requests):
     model = make_model()
     engine, short = attached(model, tokenizer, max_rows=4), replace(SAMPLING, max_new_tokens=2)
