@@ -13,12 +13,17 @@ from urllib.parse import urlsplit
 from grpo_lightning.rollout.engine import RolloutLostError
 from grpo_lightning.types import ConfigurationError
 
+_CONNECT_SECONDS = 10.0
 _PASSING = {408, 425, 429}
 """Answers of the kind "not now"; as those from 500 on."""
 
 
 class ServerError(RolloutLostError):
     """A server does not answer, or not as it should."""
+
+
+class _NoAnswerInTimeError(ServerError):
+    """It was asked, and did not answer in time."""
 
 
 class SlowServerError(RuntimeError):
@@ -45,9 +50,13 @@ class Server:
         self.url = url.rstrip("/")
         self.heard_from = time.monotonic()
         """When it answered last."""
-        self._connections: set[HTTPConnection] = set()
+        self._asked: set[socket.socket] = set()
         self._lock = Lock()
-        self._silence = ""
+        self._why_hung_up: str | None = None
+
+    def take_up(self) -> None:
+        """Ask it again, whatever there was before."""
+        self.heard_from, self._why_hung_up = time.monotonic(), None
 
     def instances(self, *, timeout: float) -> list[str]:
         """Of each of its workers the name that it got when it was started, and how often it was sent weights."""
@@ -70,13 +79,11 @@ class Server:
         """
         try:
             answer = self.post("/v1/completions", body, timeout=timeout)
-        except ServerError as error:
-            if isinstance(error.__cause__, TimeoutError):
-                raise SlowServerError(
-                    f"model.engine.request_timeout_seconds: {self.url} took longer than {timeout:g} s for a completion,"
-                    " though it is there. Give it longer, or ask for fewer at once (model.engine.max_requests)."
-                ) from error
-            raise
+        except _NoAnswerInTimeError as error:
+            raise SlowServerError(
+                f"model.engine.request_timeout_seconds: {self.url} took longer than {timeout:g} s for a completion, "
+                "though it is there. Give it longer, or ask for fewer at once (model.engine.max_requests)."
+            ) from error
         drawn = drawn_by(answer, limit=body["max_tokens"])
         if drawn is None:
             raise ServerError(f"{self.url} answered with something that is no completion: {str(answer)[:200]}")
@@ -108,28 +115,39 @@ class Server:
         address = urlsplit(self.url)
         kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
         # No proxies: servers are neighbours.
-        connection = kind(address.netloc, timeout=timeout)
-        with self._lock:
-            self._connections.add(connection)
+        connection = kind(address.netloc, timeout=min(timeout, _CONNECT_SECONDS))
+        line: socket.socket | None = None
         try:
+            connection.connect()
+            line = self._register(connection.sock)  # which the connection forgets when an answer begins
+            line.settimeout(timeout)
             connection.request("POST", address.path + path, body, {"Content-Type": "application/json"})
             with connection.getresponse() as response:
                 return response.status, response.read()
         except (OSError, HTTPException) as error:
-            raise ServerError(f"{self.url}{path}: {self._silence or error or type(error).__name__}") from error
+            is_late = isinstance(error, TimeoutError) and line is not None
+            kind_of_error = _NoAnswerInTimeError if is_late else ServerError
+            raise kind_of_error(f"{self.url}{path}: {self._why_hung_up or error or type(error).__name__}") from error
         finally:
             with self._lock:
-                self._connections.discard(connection)
+                self._asked.discard(line)
             connection.close()
 
-    def hang_up(self, why: str = "") -> None:
-        """Give up waiting for whatever answers are due."""
-        self._silence = why
+    def _register(self, line: socket.socket) -> socket.socket:
+        """Have `hang_up` know of a socket; nothing is asked once it has been called."""
         with self._lock:
-            for connection in self._connections:
-                if connection.sock is not None:
-                    with suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+            if self._why_hung_up is not None:
+                raise ConnectionAbortedError(self._why_hung_up)
+            self._asked.add(line)
+            return line
+
+    def hang_up(self, why: str) -> None:
+        """Give up waiting for whatever answers are due, and ask for nothing more until `take_up`."""
+        with self._lock:
+            self._why_hung_up = why
+            for line in self._asked:
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)
 
     @contextmanager
     def watched(self, *, patience: float) -> Iterator[None]:
@@ -155,7 +173,7 @@ class Server:
             yield
         finally:
             is_over.set()  # and not waited for: an answer may be due for long, and nobody needs it
-            self._silence = ""
+            self._why_hung_up = None
 
 
 def patiently(

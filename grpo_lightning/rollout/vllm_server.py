@@ -1,6 +1,5 @@
 """Rollouts by vLLM servers beside the training process."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -113,7 +112,7 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
     def _until_kept(self, attempt: Callable[[], T]) -> T:
         """What an attempt gives that no server was lost in. A collective."""
         for server in self._servers:
-            server.heard_from = time.monotonic()  # nobody asked it while the policy was updated
+            server.take_up()  # nobody asked it while the policy was updated
         for repetition in range(_MAX_REPETITIONS + 1):
             self._is_behind |= self._await_servers()
             try:

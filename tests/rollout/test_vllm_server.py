@@ -12,7 +12,7 @@ from fake_server import EOS, serving
 from grpo_lightning.policy import NamedWeights
 from grpo_lightning.rollout import RolloutLostError, VLLMServerEngine
 from grpo_lightning.rollout.local_servers import LocalServers
-from grpo_lightning.rollout.server import ServerError, SlowServerError, drawn_by
+from grpo_lightning.rollout.server import Server, ServerError, SlowServerError, drawn_by
 from grpo_lightning.rollout.weight_sync import WeightSyncError
 from grpo_lightning.types import ConfigurationError, SamplingParams
 
@@ -91,6 +91,15 @@ def test_a_server_that_stays_frozen_ends_the_run_when_patience_does(server, impa
     with pytest.raises(ServerError, match=r"model\.engine\.urls: no answer for 2 s: "):
         impatient.generate(ragged_requests, SAMPLING, coordinates)
     assert time.monotonic() - started < 10  # the machine may be busy
+
+
+def test_nothing_is_asked_of_a_server_that_was_hung_up_on(server):
+    asked = Server(server.url)
+    asked.hang_up("no sign of life")
+    with pytest.raises(ServerError, match="collective_rpc: no sign of life"):
+        asked.instances(timeout=5)
+    asked.take_up()
+    assert asked.instances(timeout=5)
 
 
 def test_a_slow_server_is_waited_for_while_it_gives_signs_of_life(server, model, tokenizer, engine, expected,
