@@ -4,6 +4,7 @@
 #   make quickstart-long  the same run with 1,000 updates instead of 120, for at most ten minutes
 #   make test             the tests that a change must pass
 #   make test-slow        the tests that train for minutes
+#   make test-strategies  a few cells of the parity table of the strategies; test-strategies-all runs and writes it whole
 #   make test-peers       the objective against TRL's trainer, in an environment of its own
 #   make benchmark        whole training steps of this framework and of TRL, in turn; wants a quiet machine
 #   make test-vllm        the engines on real vLLM, on the CPU and in an environment of its own (1.5 GB)
@@ -23,7 +24,7 @@ PEERS := .venv-peers
 COLD_START := runs/quickstart/cold_start/policy
 BENCHMARK_THREADS ?= 2
 
-.PHONY: quickstart quickstart-long test test-slow test-peers test-vllm benchmark check clean
+.PHONY: quickstart quickstart-long test test-slow test-strategies test-strategies-all test-peers test-vllm benchmark check clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUN)/installed
@@ -38,6 +39,13 @@ test: $(DEV)/installed
 
 test-slow: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -m slow
+
+test-strategies: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -m strategies tests/strategies
+
+# Then `python -m tools.strategy_table` prints the table of docs/strategies.md.
+test-strategies-all: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -m strategies_all tests/strategies --strategy-table docs/figures/strategies.json
 
 test-peers: $(PEERS)/installed
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -m peers tests/peers

@@ -19,7 +19,7 @@ from exact_norms import in_double
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from shards import local, num_accumulated, optimizer_states, whole, whole_gradient
+from shards import held_bytes, local, num_accumulated, optimizer_states, set_all, whole, whole_gradient
 from worlds import launch
 
 from grpo_lightning import GRPOModule
@@ -152,12 +152,17 @@ class Steps(RewardCallback):
 
 
 class Record(Callback):
-    """The gradient before clipping of every update, every metric of every update, the weights after each iteration."""
+    """The gradient before clipping and the metrics of every update, and the weights after it.
+
+    What the rank holds of weights, gradients and optimizer is that of the last update.
+    """
 
     def __init__(self):
         self.gradients, self.weights, self.metrics, self.num_left = [], [], [], []
+        self.held_bytes = {}
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.held_bytes = held_bytes(trainer)
         self.gradients.append(torch.cat([whole_gradient(p).flatten().clone() for p in trained(pl_module)]))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -177,6 +182,17 @@ class SaveAt(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.number:
             trainer.save_checkpoint(self.path)
+
+
+class SecondUpdateFrom(Callback):
+    """Sets the weights before the second update to those that another run has recorded after its first."""
+
+    def __init__(self, path):
+        self.weights = torch.load(path)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 1 and batch.microbatch == 0:
+            set_all(pl_module.policy.parameters(), self.weights)
 
 
 def trained(module):
@@ -211,13 +227,13 @@ def everything():
     )
 
 
-def seed_objective(aggregation):
+def seed_objective(aggregation, clip=0.2):
     """DeepSeekMath, equation 3, or its tokens weighed equally."""
     return Objective(
         advantage=GroupMean(),
         scale=GroupStd(ddof=1, epsilon=1e-6),
         ratio=TokenRatio(),
-        surrogate=Clipped(clip_low=0.2, clip_high=0.2),
+        surrogate=Clipped(clip_low=clip, clip_high=clip),
         kl=KLInLoss(coefficient=0.05, estimator=K3()),
         aggregation=TokenMean() if aggregation == "token" else SequenceMeanTokenMean(),
     )
@@ -243,6 +259,7 @@ def make(
     max_tokens=None,
     fails_on_odd=False,
     aggregation="sequence",
+    clip=0.2,
     objective=None,
     with_steps=False,
     live=False,
@@ -268,7 +285,7 @@ def make(
         objective = everything() if objective == "everything" else overlay(objective)
     module = GRPOModule(
         TinyPolicy(getattr(torch, dtype), head_dim=head_dim),
-        objective or seed_objective(aggregation),
+        objective or seed_objective(aggregation, clip),
         SamplingParams(max_new_tokens=12),
         partial(getattr(torch.optim, optimizer), lr=lr),
         prompts_per_iteration=4,
@@ -335,8 +352,8 @@ def in_world(folder, runs, *, ranks):
 
     Args:
         folder: For the files of this world.
-        runs: For each run the settings of `make`, and `save_at`, the arguments of each `SaveAt`, and `ckpt_path`, to
-            resume from, which an earlier run of this world may have saved.
+        runs: For each run the settings of `make`; `save_at`, the arguments of each `SaveAt`; `second_update_from`, that
+            of `SecondUpdateFrom`; and `ckpt_path`, to resume from, which an earlier run of this world may have saved.
         ranks: How many there are.
     """
     launch(rank_of_world, folder, [{"iterations": 5, **settings, "ranks": ranks} for settings in runs], num_ranks=ranks)
@@ -351,15 +368,18 @@ def rank_of_world(folder, runs):
         gc.collect()
 
 
-def told(*, save_at=(), ckpt_path=None, **settings):
+def told(*, save_at=(), second_update_from=None, ckpt_path=None, **settings):
     """What one rank has to tell: all agree in gradients, weights and metrics; tokens and slots are each one's own."""
-    module, data, trainer, record = make(**settings, callbacks=[SaveAt(*arguments) for arguments in save_at])
+    callbacks = [SaveAt(*arguments) for arguments in save_at]
+    callbacks += [SecondUpdateFrom(second_update_from)] if second_update_from else []
+    module, data, trainer, record = make(**settings, callbacks=callbacks)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return {
         "gradients": record.gradients,
         "weights": record.weights,
         "metrics": record.metrics,
         "num_left": record.num_left,
+        "held_bytes": record.held_bytes,
         "states": [state for c in trainer.callbacks if isinstance(c, controlled.States) for state in c.states],
         "optimizer": optimizer_states(trainer),
         "local_weights": sum(local(p).numel() for p in module.policy.parameters()),

@@ -1,12 +1,16 @@
 """Tensors of which this rank may hold a shard."""
 
+from collections.abc import Iterable
+from itertools import chain
+
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from grpo_lightning.strategies import ZeROStrategy
+from grpo_lightning.strategies.zero_state import set_whole_weight, weight_shape
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -17,6 +21,25 @@ def whole(tensor: Tensor) -> Tensor:
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def set_whole(weight: Tensor, value: Tensor) -> None:
+    """Set all of it, and what ZeRO steps of it. A collective."""
+    if isinstance(weight, DTensor):
+        weight.copy_(distribute_tensor(value, weight.device_mesh, weight.placements))
+    else:
+        set_whole_weight(weight, value)
+
+
+def set_all(weights: Iterable[Tensor], values: Tensor) -> None:
+    """Set those that are trained to the values of all, one after another. A collective."""
+    offset = 0
+    for weight in weights:
+        shape = weight_shape(weight)
+        if weight.requires_grad:
+            set_whole(weight, values[offset : offset + shape.numel()].view(shape))
+        offset += shape.numel()
 
 
 def whole_gradient(parameter: Tensor) -> Tensor:
@@ -50,3 +73,36 @@ def local(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "ds_id"):
         return torch.cat([tensor.ds_tensor, tensor.data.flatten()])  # the latter is empty, but where it is kept whole
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def held_bytes(trainer: Trainer) -> dict[str, int]:
+    """What this rank holds of the policy's weights, of their gradients and of the optimizer's states.
+
+    Memory that two of them share is counted once: ZeRO steps the shards themselves where they are in fp32.
+    """
+    weights = list(trainer.lightning_module.policy.parameters())
+    optimizer = trainer.optimizers[0]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    stepped: Iterable[Tensor] = ()
+    if isinstance(trainer.strategy, ZeROStrategy):
+        gradients += [part for part in chain(*optimizer.averaged_gradients.values()) if part is not None]
+        optimizer = optimizer.optimizer
+        stepped = chain(*(group["params"] for group in optimizer.param_groups))
+    states = chain(*(state.values() for state in optimizer.state.values()))
+    held = {
+        "weights": _storages(chain(*(_parts(weight) for weight in weights))),
+        "gradients": _storages(map(local, gradients)),
+        "optimizer": _storages(map(local, chain(stepped, states))),
+    }
+    held["optimizer"] = {key: size for key, size in held["optimizer"].items() if key not in held["weights"]}
+    return {name: sum(storages.values()) for name, storages in held.items()}
+
+
+def _parts(weight: Tensor) -> list[Tensor]:
+    return [weight.ds_tensor, weight.data] if hasattr(weight, "ds_id") else [local(weight)]
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes by address."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}

@@ -34,7 +34,7 @@ GRADIENT_TOLERANCE = {1: 1e-6, 2: 1e-6, 3: 5e-6}
 WEIGHT_TOLERANCE = 1e-4  # of the update: Adam amplifies rounding where a gradient is nearly zero
 
 # Each kind of stage in every run of the tests, each pair of stage and property with the slow ones: a world of two
-# processes takes fifteen seconds.
+# processes takes five seconds.
 STAGES = [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
 
 
@@ -153,8 +153,11 @@ def test_a_run_of_one_process_goes_on_in_shards(folder, single, stage):
 @pytest.mark.slow
 def test_a_run_goes_from_one_stage_to_another_and_to_fsdp2(folder, sharded):
     before = {key: sharded(2)[0][key][-UPDATES_AFTER:] for key in ("gradients", "weights")}
-    for other in ({"zero": zero(3)}, {"strategy": "fsdp2"}):
-        first, _ = replay.two_ranks(folder / "from_2", **other, **SETTINGS, ckpt_path=str(folder / "2.ckpt"))
+    others = [
+        {**other, **SETTINGS, "ckpt_path": str(folder / "2.ckpt")}
+        for other in ({"zero": zero(3)}, {"strategy": "fsdp2"})
+    ]
+    for first, _ in replay.in_world(folder / "from_2", others, ranks=2):
         assert_same_updates(first, before, 3)
 
 
@@ -189,21 +192,10 @@ def test_a_precision_in_which_small_steps_are_lost_is_refused():
 def test_what_is_computed_in_half_precision_goes_on_bit_for_bit(folder, stage):
     settings = {"zero": zero(stage), "precision": "bf16-mixed", **SETTINGS}
     checkpoint = str(folder / "half.ckpt")
-    before = replay.two_ranks(folder / "half", **settings, save_at=[(SAVED_AT, checkpoint)])
-    after = replay.two_ranks(folder / "half_again", **settings, ckpt_path=checkpoint)
+    runs = [{**settings, "save_at": [(SAVED_AT, checkpoint)]}, {**settings, "ckpt_path": checkpoint}]
+    before, after = replay.in_world(folder / "half", runs, ranks=2)
     assert all(weight.dtype == torch.float32 for weight in torch.load(checkpoint)["state_dict"].values())
     assert all(map(torch.equal, after[0]["weights"], before[0]["weights"][-UPDATES_AFTER:]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_the_accumulation_divides_the_gradient_once(folder, stage):
-    """Plain gradient descent without a clip moves half as far where the loss is divided twice; Adam would hide it."""
-    settings = {"optimizer": "SGD", "lr": 1.0, "gradient_clip_val": None, "iterations": 2}
-    for accumulate in (1, 2):
-        first, _ = replay.two_ranks(folder / "sgd", zero=zero(stage), accumulate=accumulate, **settings)
-        record, _ = replay.run(accumulate=accumulate, **settings)
-        assert_same_updates(first, vars(record), stage)
 
 
 @pytest.mark.slow
