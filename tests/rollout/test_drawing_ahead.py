@@ -1,15 +1,12 @@
 """A real vLLM server that draws the next rollout while this one is learned from."""
 
 from functools import partial
-from importlib.util import find_spec
 
 import pytest
 import replay
-from test_killed_server import ONE_BY_ONE, kill
+from real_server import ONE_BY_ONE, kill, needs_vllm
 
 from grpo_lightning.rollout import VLLMServerEngine
-
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
 
 class KilledAhead(VLLMServerEngine):
