@@ -26,6 +26,7 @@ import grpo_lightning
 import grpo_lightning.callbacks
 from grpo_lightning import chat, merging, planning
 from grpo_lightning.cold_start import make_missing_policy
+from grpo_lightning.ending import is_requeued
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense
 from grpo_lightning.run_folder import set_aside
 from grpo_lightning.types import ConfigurationError
@@ -127,7 +128,7 @@ class _CommandLine(LightningCLI):
         settings = self.config["fit"]
         # Asked of the environment: the strategy does not know its rank yet.
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        if settings.get("ckpt_path") is None and is_first:
+        if settings.get("ckpt_path") is None and not is_requeued(self.trainer) and is_first:
             in_use = {
                 "model.policy.path": settings.get("model.init_args.policy.init_args.path"),
                 "model.lora.from_adapter": settings.get("model.init_args.lora.from_adapter"),

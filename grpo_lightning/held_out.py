@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 
+from grpo_lightning.ending import EndTogether, Stopping
 from grpo_lightning.evaluation import EvaluationMetrics
 from grpo_lightning.rewards import RewardCallback, score_rollout
 from grpo_lightning.rollout import RolloutEngine, draw_each
@@ -20,6 +22,14 @@ class HeldOutLoops(LightningModule, ABC):
     seed: int
     held_out: EvaluationMetrics
     reward_callbacks: list[RewardCallback]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = Stopping()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The one that every run has."""
+        return [EndTogether(self.stopping)]
 
     @abstractmethod
     def whole_policy(self) -> AbstractContextManager[None]:
@@ -63,7 +73,8 @@ class HeldOutLoops(LightningModule, ABC):
 
     def _judge(self, batch: list[EvaluationPrompt], stream: Stream) -> None:
         with self.phase("evaluate"), self.whole_policy():
-            self.held_out.evaluate(
+            judge = partial(
+                self.held_out.evaluate,
                 batch,
                 engine=self.idle_engine(),
                 sampling=self.sampling,
@@ -71,6 +82,7 @@ class HeldOutLoops(LightningModule, ABC):
                 score=lambda prompts, completions: score_rollout(self.reward_callbacks, prompts, completions),
                 rewards=self.reward_callbacks,
             )
+            self.stopping.unless_stopped(judge, can_break_off=self.engine.draws_alone)
 
     def _log_held_out(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.held_out.take().items()}, batch_size=1)

@@ -159,7 +159,9 @@ class GRPOModule(RolloutsOfARun):
     def score(self, rollout: Rollout) -> Rewards:
         """Ask every reward about every completion; stop where a reward is broken."""
         with self.phase("score"):
-            rewards = score_rollout(self.reward_callbacks, rollout.completion_prompts, rollout.completions)
+            of_rollout = (rollout.completion_prompts, rollout.completions)
+            ask = partial(score_rollout, self.reward_callbacks, *of_rollout)
+            rewards = self.stopping.unless_stopped(ask, can_break_off=True)
             num_failed = self._sum_over_ranks([*rewards.failed_BK.sum(dim=0).tolist(), len(rollout.completions)])
             check_failure_rate(self.reward_callbacks, num_failed[:-1], num_failed[-1], self.max_failure_rate)
             return rewards
@@ -360,6 +362,7 @@ class GRPOModule(RolloutsOfARun):
         """An accumulation window is open until the optimizer has stepped."""
         self._tick = batch
         self._boundary.is_current = False
+        self.stopping.check()
 
     def on_train_batch_end(self, outputs: Any, batch: Tick, batch_idx: int) -> None:  # noqa: ARG002
         """Remember the loops' state at the window's end, for a save that falls inside the next one."""

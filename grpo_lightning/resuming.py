@@ -102,6 +102,7 @@ class Boundary:
         """
         if not self.is_current:
             checkpoint["loops"]["fit_loop"] = deepcopy(self.loops)
+        _begin_validation_anew(checkpoint["loops"]["fit_loop"])
         checkpoint[KEY] = {
             "iteration": self.iteration,
             "tokens_generated": self.tokens_generated,
@@ -205,6 +206,17 @@ def check_settings(state: dict[str, Any], settings: dict[str, int]) -> None:
                 f"{key}: the checkpoint was written with {state['settings'][key]}, and cannot be resumed with {value}. "
                 "Start a new run from the exported policy instead."
             )
+
+
+def _begin_validation_anew(fit_loop: dict[str, Any]) -> None:
+    """A validation under way begins anew when the run goes on: what it has counted so far is not in the checkpoint."""
+    progress = fit_loop["epoch_loop.val_loop.batch_progress"]
+    current, total = progress["current"], progress["total"]
+    num_done = current["completed"]
+    if num_done and current["started"] == current["processed"] + 1:
+        for stage in current:
+            current[stage] -= num_done
+            total[stage] -= num_done
 
 
 def _check_iteration(saved: dict[str, str], current: dict[str, str]) -> None:

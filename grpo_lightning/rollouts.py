@@ -3,6 +3,7 @@
 from abc import ABC
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -50,15 +51,17 @@ class RolloutsOfARun(ModelsOfARun, ABC):
 
     def generate(self, prompts: Sequence[Prompt], *, first_slot: int = 0) -> Rollout:
         """Draw a group of completions of each of this rank's prompts; the slots are dealt out to the ranks in turn."""
+        draw = partial(
+            draw_groups,
+            self.engine,
+            dict(enumerate(prompts, start=first_slot)),
+            slots=range(first_slot + self.global_rank, first_slot + len(prompts), self.trainer.world_size),
+            group_size=self.shape.group_size,
+            sampling=self.sampling,
+            coordinates=self._coordinates(self.iteration),
+        )
         with self.phase("generate"), self.whole_policy():
-            return draw_groups(
-                self.engine,
-                dict(enumerate(prompts, start=first_slot)),
-                slots=range(first_slot + self.global_rank, first_slot + len(prompts), self.trainer.world_size),
-                group_size=self.shape.group_size,
-                sampling=self.sampling,
-                coordinates=self._coordinates(self.iteration),
-            )
+            return self.stopping.unless_stopped(draw, can_break_off=self.engine.draws_alone)
 
     def _begun(self) -> RolloutAhead:
         """The next iteration's completions, from the weights of this moment, in the background."""
@@ -78,6 +81,7 @@ class RolloutsOfARun(ModelsOfARun, ABC):
         """What was drawn ahead; where a rank has lost its share, all draw again, from the weights of now."""
         try:
             with self.phase("generate"), together():
+                self.stopping.unless_stopped(ahead.wait, can_break_off=True)
                 rollout = ahead.rollout()
         except RolloutLostError as error:
             rank_zero_info(f"Iteration {self.iteration}: its completions, drawn ahead, are drawn again: {error}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo_lightning.batching import Layout, Packed, Row, usable_layout
 from grpo_lightning.checkpointing import write_whole
 from grpo_lightning.data import PromptDataModule
+from grpo_lightning.ending import EndTogether, Stopping
 from grpo_lightning.functional.random import permutation
 from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import Policy, PolicySource
@@ -55,6 +56,11 @@ class SupervisedModule(LightningModule):
         self.seed = seed
         self.layout: Layout = Packed()
         self.policy: Policy | None = None
+        self.stopping = Stopping()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The one that every run has."""
+        return [EndTogether(self.stopping)]
 
     def training_step(self, batch: Sequence[Demonstration], batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of this rank's share of the batch, over the tokens of the whole batch."""
@@ -72,6 +78,11 @@ class SupervisedModule(LightningModule):
         ]
         scores: TokenScores = self.policy(self.layout.lay_out(rows, self.device), temperature=1.0)
         return scores.logprobs_BT.sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """A run may stop where the optimizer has stepped."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.stopping.check()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ MODULE_PARTS = {
     *(
         "checkpointing",
         "controllers",
+        "ending",
         "evaluation",
         "held_out",
         "metrics",
@@ -41,8 +42,9 @@ MAY_IMPORT = {
     **dict.fromkeys(STAGES, PURE),
     # What the module is put together from.
     "controllers": {"groups", *PURE},
+    "ending": PURE,
     "evaluation": {"rewards", "rollout", *PURE},
-    "held_out": {"evaluation", "rewards", "rollout", *PURE},
+    "held_out": {"ending", "evaluation", "rewards", "rollout", *PURE},
     "metrics": PURE,
     "models": {"batching", "checkpointing", "held_out", "policy", "ranks", "strategies", *PURE},
     "phases": PURE,
@@ -67,7 +69,7 @@ MAY_IMPORT = {
     "cold_start": PURE,
     "constructors": set(),
     "parse_errors": {"constructors", *PURE},
-    "cli": {"callbacks", "chat", "cold_start", "merging", "parse_errors", "planning", "run_folder", *PURE},
+    "cli": {"callbacks", "chat", "cold_start", "ending", "merging", "parse_errors", "planning", "run_folder", *PURE},
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},
 }

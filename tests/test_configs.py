@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 from grpo_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+CONFIGS = sorted(path for path in ROOT.glob("configs/**/*.yaml") if path.parent.name != "launch")
 OVERLAYS = [path for path in CONFIGS if path.parent != ROOT / "configs"]
 ALGORITHMS = [path for path in OVERLAYS if path.parent.name == "algorithm"]
 RUNS = [path for path in CONFIGS if path not in OVERLAYS]

@@ -1,11 +1,14 @@
 """The cold start imitates what it is shown: the loss by an independent reference, the order, the folder it leaves."""
 
+import os
+import signal
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from replay import TinyPolicy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -100,6 +103,25 @@ class TestFit:
         trainer.save_checkpoint(tmp_path / "a.ckpt")
         resumed, trainer = make(tmp_path, max_steps=8)
         trainer.fit(resumed, Sums(), ckpt_path=tmp_path / "a.ckpt")
+        for name, weight in straight.policy.state_dict().items():
+            assert torch.equal(resumed.policy.state_dict()[name], weight)
+
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+    def test_a_run_that_is_asked_to_stop_goes_on_bit_for_bit(self, tmp_path):
+        class Asks(Callback):
+            def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+                if trainer.global_step == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        straight, trainer = make(tmp_path, max_steps=8)
+        trainer.fit(straight, Sums())
+        saved = {"max_steps": 8, "enable_checkpointing": True}
+        stopped, trainer = make(tmp_path, callbacks=[Asks(), ModelCheckpoint(tmp_path / "saved")], **saved)
+        with pytest.raises(SystemExit):
+            trainer.fit(stopped, Sums())
+        assert trainer.global_step == 4
+        resumed, trainer = make(tmp_path, callbacks=[ModelCheckpoint(tmp_path / "saved")], **saved)
+        trainer.fit(resumed, Sums(), ckpt_path="last")
         for name, weight in straight.policy.state_dict().items():
             assert torch.equal(resumed.policy.state_dict()[name], weight)
 

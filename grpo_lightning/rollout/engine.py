@@ -41,6 +41,11 @@ class RolloutEngine(ABC):
     called_together: Callable[[], AbstractContextManager[object]] = nullcontext
     """Inside, all ranks together can call the policy, each as often as the others: for engines that compare with it."""
 
+    @property
+    def draws_alone(self) -> bool:
+        """Whether `generate` exchanges nothing between ranks, so that it can be broken off on one of them."""
+        return False
+
     @abstractmethod
     def setup(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
         """Attach the policy whose completions are wanted. Called once, before the first `generate`."""

@@ -66,6 +66,11 @@ class InProcessEngine(RolloutEngine):
         """Whether the model can share prompts; None where it has not been asked."""
         self._rules: tuple[tuple[str, ...], FinishRules] | None = None
 
+    @property
+    def draws_alone(self) -> bool:
+        """Where no weights are put together on the way."""
+        return self.gather == "whole"
+
     def setup(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_token_ids: frozenset[int]) -> None:
         """Attach the policy whose completions are wanted.
 

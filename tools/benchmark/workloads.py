@@ -135,3 +135,8 @@ WORKLOADS = {
         ),
     )
 }
+
+
+def for_ranks(workload: Workload, num_ranks: int) -> Workload:
+    """The same work for each of some ranks: so many times the prompts."""
+    return replace(workload, num_prompts=num_ranks * workload.num_prompts)
