@@ -67,10 +67,13 @@ class OneHeldOut(replay.Sums):
 
 
 class DrawAll(Callback):
-    """At the end of a run: what this rank draws in every case, and the most elements of weights that it has whole."""
+    """At the end of a run: what this rank draws in every case, and the most elements of weights that it has whole.
 
-    def __init__(self):
-        self.drawn, self.most_whole = {}, {}
+    A file says how far it has come: a machine may be slow.
+    """
+
+    def __init__(self, file):
+        self.file, self.drawn, self.most_whole = file, {}, {}
 
     def on_train_end(self, trainer, pl_module):
         policy = pl_module.policy
@@ -94,6 +97,7 @@ class DrawAll(Callback):
         module.engine.setup(module.policy.model, module.tokenizer, module.policy.eos_token_ids)
         with module.whole_policy():
             completions = module.engine.generate(case.requests(rank), case.sampling[rank], WHERE)
+        self.file.write_text(f"{self._gather}: {case}")
         return [(c.token_ids, c.sampler_logprobs) for c in completions]
 
     def _note(self, policy):
@@ -118,7 +122,7 @@ def in_world(folder, runs):
     rank = os.environ["LOCAL_RANK"]
     (folder / f"ready.{rank}").touch()
     for i, settings in enumerate(runs):
-        draw_all = DrawAll()
+        draw_all = DrawAll(folder / f"done.{rank}")
         record, _ = run(callbacks=[draw_all], ranks=2, **settings)
         names = {record: ("gradients", "weights", "metrics"), draw_all: ("drawn", "most_whole", "sizes")}
         told = {name: getattr(of, name) for of, names_of in names.items() for name in names_of}
