@@ -1,8 +1,8 @@
 """The quickstart with each engine: ``python -m tools.engines.learning``.
 
 Every run is the shipped config, with the overlay of its engine and the default algorithm, whose correction makes up for
-what the sampler's rounding does, and its age where servers draw ahead. With the quickstart's 120 updates, three engines
-and three seeds take about an hour on two cores; ``--seeds 0 --steps 40`` shows in ten minutes that all of them work.
+what the sampler's rounding does, and its age where servers draw ahead.
+``--seeds 0 --steps 40`` shows whether all of them work.
 """
 
 import argparse
