@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from grpo_lightning.batching import InStep
@@ -23,7 +24,7 @@ from grpo_lightning.policy import (
     mix,
 )
 from grpo_lightning.ranks import gather_over_ranks, largest_over_ranks, sum_over_ranks
-from grpo_lightning.strategies import Placement, placement_of
+from grpo_lightning.strategies import Placement, blocks_of, placement_of
 
 
 class ModelsOfARun(HeldOutLoops, ABC):
@@ -48,29 +49,21 @@ class ModelsOfARun(HeldOutLoops, ABC):
     def place(self, recipe: PolicyRecipe, *, with_reference: bool) -> Policy:
         """Make a policy, and as the reference a copy of it, or the policy itself without its adapter. A collective.
 
-        Where weights are cut, the first rank alone ever has all of them, once and in its CPU's memory.
-
         Args:
             recipe: Of the policy.
             with_reference: Whether a reference is asked for.
 
         Raises:
-            ConfigurationError: It cannot be made.
+            ConfigurationError: See `placed`.
         """
-        placement, strategy = self.placement, self.trainer.strategy
-        if placement.cuts_weights:
-            is_first = self.trainer.is_global_zero
-            policy = load_on_first_rank(recipe, is_first=is_first, broadcast=strategy.broadcast)
-            placement.shard(policy)
-        else:
-            policy = recipe.whole()
-        self.policy = policy  # first, so that its weights have the numbers that its optimizer gives them
+        self.policy = policy = placed(recipe, self.trainer)  # first, so that its weights have the first numbers
         if with_reference and is_adapted(policy.model):
             self.reference = Unadapted(policy)
         elif with_reference:
-            self.reference = frozen_copy(policy)
-            placement.shard_copy(self.reference, of=policy)
-        self.engine.called_together = partial(placement.called_together, policy)
+            self.reference = reference = frozen_copy(policy)
+            self.placement.shard_copy(reference, of=policy)
+            recipe.compile_blocks(blocks_of(reference))
+        self.engine.called_together = partial(self.placement.called_together, policy)
         return policy
 
     @property
@@ -134,3 +127,24 @@ class ModelsOfARun(HeldOutLoops, ABC):
         prefix = "policy.model."
         of_model = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         self.policy.save(folder, weights=of_model)
+
+
+def placed(recipe: PolicyRecipe, trainer: Trainer) -> Policy:
+    """Make a policy and give each rank its share of it. A collective.
+
+    Where weights are cut, the first rank alone ever has all of them, once and in its CPU's memory.
+
+    Raises:
+        ConfigurationError: It cannot be made, trained or compiled as the settings want it.
+    """
+    strategy, placement = trainer.strategy, placement_of(trainer.strategy)
+    if recipe.compile is not None:
+        placement.check_compile()
+        recipe.compile.check(strategy.root_device)
+    if placement.cuts_weights:
+        policy = load_on_first_rank(recipe, is_first=trainer.is_global_zero, broadcast=strategy.broadcast)
+    else:
+        policy = recipe.whole()
+    placement.shard(policy)
+    recipe.compile_blocks(blocks_of(policy))
+    return policy

@@ -26,7 +26,7 @@ from grpo_lightning.objective import Objective
 from grpo_lightning.objective.settings import described
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
-from grpo_lightning.policy import LoRA, PolicyRecipe, PolicySource
+from grpo_lightning.policy import Compile, LoRA, PolicyRecipe, PolicySource
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_draw_ahead, check_trainer
 from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import exchange_over_ranks
@@ -47,8 +47,8 @@ class GRPOModule(RolloutsOfARun):
     Args:
         policy: Where the policy comes from.
         lora: What of it is trained; None for all weights.
-        gradient_checkpointing: Whether the backward pass computes each layer again: the operations of one more forward
-            pass, for the activations of one layer alone.
+        gradient_checkpointing: Whether the backward pass computes each layer again, to keep one's activations alone.
+        compile: torch.compile for the blocks of the update; None for none.
         objective: What is maximised.
         sampling: How completions are drawn.
         optimizer: Built from the policy's parameters.
@@ -107,11 +107,13 @@ class GRPOModule(RolloutsOfARun):
         max_failure_rate: float = 0.1,
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
+        compile: Compile | None = None,  # noqa: A002 - the name that everyone knows
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # `check_weights` compares what must agree
-        self.source, self.lora, self.gradient_checkpointing = policy, lora, gradient_checkpointing
+        self.source, self.lora, self.compilation = policy, lora, compile
+        self.gradient_checkpointing = gradient_checkpointing
         self.objective = objective
         self.coefficients = self.configured_coefficients = objective.coefficients
         self.sampling = sampling
@@ -318,8 +320,8 @@ class GRPOModule(RolloutsOfARun):
         """Load the policy; copy the reference from it, where the objective needs one."""
         if self.policy is not None:
             return
-        settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing}
-        recipe = PolicyRecipe(source=self.source, tokenizer=self.tokenizer, seed=self.seed, **settings)
+        settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing, "seed": self.seed}
+        recipe = PolicyRecipe(source=self.source, tokenizer=self.tokenizer, compile=self.compilation, **settings)
         policy = self.place(recipe, with_reference=self.trainer.training and self.objective.needs_reference)
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
         self.say_what_is_gathered()

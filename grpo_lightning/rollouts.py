@@ -2,9 +2,10 @@
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from grpo_lightning.batching import IterationShape
@@ -103,10 +104,11 @@ class RolloutsOfARun(ModelsOfARun, ABC):
         if self.engine.has_copy:
             yield
         elif self.engine.gather == "whole":
-            with placement.whole(policy):
+            with placement.whole(policy), _uncompiled():
                 yield
         else:
-            with placement.called_together(policy) as pass_by, lockstep(policy.model, pass_by, self.device):
+            called_together = placement.called_together(policy)
+            with called_together as pass_by, lockstep(policy.model, pass_by, self.device), _uncompiled():
                 yield
 
     def check_gathering(self) -> None:
@@ -146,3 +148,9 @@ class RolloutsOfARun(ModelsOfARun, ABC):
     @property
     def _is_last_iteration(self) -> bool:
         return self.trainer.global_step + self.shape.num_updates >= self.trainer.estimated_stepping_batches
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """Inside, blocks are called as if they were not compiled: each token's keys and values have another shape."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance

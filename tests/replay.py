@@ -46,7 +46,7 @@ from grpo_lightning.objective import (
     TwoSidedClipped,
 )
 from grpo_lightning.optim import Schedule
-from grpo_lightning.policy import CharacterPolicy, LoRA
+from grpo_lightning.policy import CharacterPolicy, Compile, LoRA
 from grpo_lightning.rewards import RewardCallback
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
 from grpo_lightning.strategies import ZeROStrategy
@@ -275,6 +275,7 @@ def make(
     is_controlled=False,
     lora=None,
     gradient_checkpointing=False,
+    compiled=None,
     callbacks=(),
     lr=1e-2,
     **trainer_kwargs,
@@ -301,6 +302,7 @@ def make(
         max_failure_rate=1.0,
         lora=lora and LoRA(**lora),
         gradient_checkpointing=gradient_checkpointing,
+        compile=None if compiled is None else Compile(**compiled),
         seed=3,
     )
     record = Record()
@@ -370,6 +372,8 @@ def rank_of_world(folder, runs):
 
 def told(*, save_at=(), second_update_from=None, ckpt_path=None, **settings):
     """What one rank has to tell: all agree in gradients, weights and metrics; tokens and slots are each one's own."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     callbacks = [SaveAt(*arguments) for arguments in save_at]
     callbacks += [SecondUpdateFrom(second_update_from)] if second_update_from else []
     module, data, trainer, record = make(**settings, callbacks=callbacks)
@@ -380,6 +384,7 @@ def told(*, save_at=(), second_update_from=None, ckpt_path=None, **settings):
         "metrics": record.metrics,
         "num_left": record.num_left,
         "held_bytes": record.held_bytes,
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
         "states": [state for c in trainer.callbacks if isinstance(c, controlled.States) for state in c.states],
         "optimizer": optimizer_states(trainer),
         "local_weights": sum(local(p).numel() for p in module.policy.parameters()),

@@ -3,6 +3,7 @@
 from grpo_lightning.policy.adaptation import is_adapted
 from grpo_lightning.policy.adapter_folder import adapter_weights, is_adapter
 from grpo_lightning.policy.character import CharacterPolicy
+from grpo_lightning.policy.compilation import Compile
 from grpo_lightning.policy.loading import PolicyRecipe, load_on_first_rank
 from grpo_lightning.policy.lora import LoRA
 from grpo_lightning.policy.mixing import mix
@@ -14,6 +15,7 @@ from grpo_lightning.policy.weights import NamedWeights
 
 __all__ = [
     "CharacterPolicy",
+    "Compile",
     "LoRA",
     "NamedWeights",
     "Policy",

@@ -1,13 +1,15 @@
 """The policy of a run, as its settings want it trained: with its weights on every rank, or on the first alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.policy.blueprint import Blueprint
+from grpo_lightning.policy.compilation import Compile
 from grpo_lightning.policy.lora import LoRA
 from grpo_lightning.policy.policy import Policy
 from grpo_lightning.policy.source import PolicySource
@@ -27,6 +29,8 @@ class PolicyRecipe:
     """What is trained; None for all weights."""
     gradient_checkpointing: bool = False
     """See `recompute_layers`."""
+    compile: Compile | None = None
+    """Of the blocks, once the weights are in place."""
 
     def whole(self) -> Policy:
         """The policy with its weights.
@@ -56,6 +60,11 @@ class PolicyRecipe:
         if self.gradient_checkpointing:
             recompute_layers(model)
         return Policy(model, self.tokenizer, base_checksum=blueprint.base_checksum, traits=blueprint.traits)
+
+    def compile_blocks(self, blocks: Iterable[nn.Module]) -> None:
+        """Have the blocks of a model compiled, where that is asked for."""
+        if self.compile is not None:
+            self.compile.compile(blocks)
 
 
 def load_on_first_rank(recipe: PolicyRecipe, *, is_first: bool, broadcast: Callable[[Any], Any]) -> Policy:

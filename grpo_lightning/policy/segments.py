@@ -25,7 +25,8 @@ class SegmentedModel:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        AttentionInterface.register(NAME, _attention)
+        # Never compiled: each micro-batch has spans of its own.
+        AttentionInterface.register(NAME, torch.compiler.disable(_attention))
         self._model = model
         for module in model.modules():
             if getattr(module, "is_causal", False) and hasattr(module, "layer_idx"):

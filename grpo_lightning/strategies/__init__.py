@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from grpo_lightning.strategies.fsdp2 import FSDP2Placement, FSDP2Strategy
+from grpo_lightning.strategies.fsdp2 import FSDP2Placement, FSDP2Strategy, blocks_of
 from grpo_lightning.strategies.placement import WHOLE, Placement
 from grpo_lightning.strategies.zero import ZeROStrategy, refused
 from grpo_lightning.types import ConfigurationError
@@ -40,4 +40,4 @@ def placement_of(strategy: Strategy) -> Placement:
     return WHOLE
 
 
-__all__ = ["WHOLE", "FSDP2Placement", "FSDP2Strategy", "Placement", "ZeROStrategy", "placement_of"]
+__all__ = ["WHOLE", "FSDP2Placement", "FSDP2Strategy", "Placement", "ZeROStrategy", "blocks_of", "placement_of"]

@@ -60,6 +60,13 @@ class Placement:
         """Bytes of an element of it where it is computed with."""
         return weight.element_size()
 
+    def check_compile(self) -> None:
+        """The blocks of a model may be compiled.
+
+        Raises:
+            ConfigurationError: They may not.
+        """
+
     def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:  # noqa: ARG002
         """The whole weights of a model by name, on the first rank; others may have none. A collective.
 

@@ -12,6 +12,7 @@ from grpo_lightning.strategies.emptying import put_in, take_out
 from grpo_lightning.strategies.fsdp2 import blocks_of
 from grpo_lightning.strategies.placement import Placement, norm_of
 from grpo_lightning.strategies.zero_state import gathered, is_cut, weight_shape, whole_weight
+from grpo_lightning.types import ConfigurationError
 
 
 class ZeROPlacement(Placement):
@@ -93,7 +94,7 @@ class ZeRO3Placement(ZeROPlacement):
         import deepspeed
 
         first: Any = next(model.parameters())
-        put_in(model, {name: weight.to(self.strategy.compute_dtype or weight.dtype)})
+        put_in(model, {name: weight.to(self.strategy.compute_dtype)})
         parameter = model.get_parameter(name)
         if is_cut(first):
             first.convert_to_zero_parameters([parameter])
@@ -151,6 +152,13 @@ class ZeRO3Placement(ZeROPlacement):
     def _offload(self) -> Any:
         """What cuts the weights: part of the optimizer, or alone where nothing is trained."""
         return getattr(self._optimizer, "parameter_offload", self._optimizer)
+
+    def check_compile(self) -> None:
+        """DeepSpeed's hooks inside the blocks put weights together."""
+        raise ConfigurationError(
+            "model.compile must be null under trainer.strategy: deepspeed_3, which puts weights together inside the "
+            "blocks. Set fsdp2 to shard."
+        )
 
     def shape(self, weight: Tensor) -> torch.Size:
         """Of all shards."""
