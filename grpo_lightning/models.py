@@ -145,6 +145,8 @@ def placed(recipe: PolicyRecipe, trainer: Trainer) -> Policy:
         policy = load_on_first_rank(recipe, is_first=trainer.is_global_zero, broadcast=strategy.broadcast)
     else:
         policy = recipe.whole()
+    if trainer.training:
+        placement.check_precision(policy)
     placement.shard(policy)
     recipe.compile_blocks(blocks_of(policy))
     return policy

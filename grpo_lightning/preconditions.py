@@ -103,8 +103,10 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
     """Every rank gets equally many prompts of a minibatch, and a completion at least for each of its micro-batches.
 
     Raises:
-        ConfigurationError: The numbers do not divide, or the accumulation would change during the run.
+        ConfigurationError: The numbers do not divide, or the accumulation would change during the run; or see
+            `check_precision`.
     """
+    check_precision(trainer)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise ConfigurationError(
@@ -126,6 +128,21 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches must be at most the {completions} completions of a minibatch on each "
             f"rank, got {trainer.accumulate_grad_batches}."
+        )
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Weights are stepped in single precision at least.
+
+    Raises:
+        ConfigurationError: Lightning would make them, and the optimizer's states, of half precision.
+    """
+    precision = trainer.precision
+    if precision in ("bf16-true", "16-true"):
+        raise ConfigurationError(
+            f"trainer.precision must not be {precision}: steps of usual learning rates are lost in weights of half "
+            "precision. To compute in bfloat16, set bf16-mixed, or 32-true with compute_dtype: bfloat16 of "
+            "trainer.strategy: fsdp2; to save memory, model.lora with model.policy.dtype: bfloat16."
         )
 
 

@@ -13,7 +13,7 @@ from shards import local, whole
 
 from grpo_lightning import GRPOModule
 from grpo_lightning.policy import CharacterPolicy, LoRA, PretrainedPolicy
-from grpo_lightning.strategies import ZeROStrategy
+from grpo_lightning.strategies import FSDP2Strategy, ZeROStrategy
 from grpo_lightning.types import SamplingParams
 
 SOURCES = {"character": CharacterPolicy, "pretrained": PretrainedPolicy}
@@ -30,7 +30,6 @@ class Loaded(Callback):
         self.trained = [name for name, p in held["policy"].items() if p.requires_grad]
         self.eos_token_ids = pl_module.policy.eos_token_ids
         self.traits = pl_module.policy.traits
-        self.logprobs = None
 
 
 class Measured(GRPOModule):
@@ -45,7 +44,17 @@ class Measured(GRPOModule):
         os._exit(0)
 
 
-def make(kind, source, *, strategy, lora=None, with_reference=True, precision="32-true", module=GRPOModule):
+def make(
+    kind,
+    source,
+    *,
+    strategy,
+    lora=None,
+    with_reference=True,
+    precision="32-true",
+    compute_dtype=None,
+    module=GRPOModule,
+):
     """A module and its Trainer.
 
     Args:
@@ -55,6 +64,7 @@ def make(kind, source, *, strategy, lora=None, with_reference=True, precision="3
         lora: Settings of `LoRA`.
         with_reference: Whether there is a penalty that needs one.
         precision: The Trainer's.
+        compute_dtype: Of fsdp2.
         module: The class.
     """
     model = module(
@@ -70,6 +80,8 @@ def make(kind, source, *, strategy, lora=None, with_reference=True, precision="3
     )
     if strategy == "deepspeed_3":
         strategy = ZeROStrategy(stage=3, zero_settings={"stage3_param_persistence_threshold": 0})
+    if compute_dtype is not None:
+        strategy = FSDP2Strategy(compute_dtype=compute_dtype)
     loaded = Loaded()
     trainer = Trainer(
         accelerator="cpu",

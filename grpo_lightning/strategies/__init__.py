@@ -10,7 +10,8 @@ from lightning.pytorch.strategies import (
 
 from grpo_lightning.strategies.fsdp2 import FSDP2Placement, FSDP2Strategy, blocks_of
 from grpo_lightning.strategies.placement import WHOLE, Placement
-from grpo_lightning.strategies.zero import ZeROStrategy, refused
+from grpo_lightning.strategies.refused import REASONS, refused
+from grpo_lightning.strategies.zero import ZeROStrategy
 from grpo_lightning.types import ConfigurationError
 
 StrategyRegistry.register(
@@ -19,8 +20,8 @@ StrategyRegistry.register(
 for stage, what in {1: "optimizer states", 2: "and gradients", 3: "and weights"}.items():
     description = f"ZeRO of stage {stage}, by DeepSpeed: shards {what}"
     StrategyRegistry.register(f"deepspeed_{stage}", ZeROStrategy, description, override=True, stage=stage)
-for name in ("", "_stage_1", "_stage_2", "_stage_2_offload", "_stage_3", "_stage_3_offload", "_stage_3_offload_nvme"):
-    StrategyRegistry.register(f"deepspeed{name}", refused(f"deepspeed{name}"), "See deepspeed_1", override=True)
+for name in REASONS:
+    StrategyRegistry.register(name, refused(name), "Refused", override=True)
 
 
 def placement_of(strategy: Strategy) -> Placement:

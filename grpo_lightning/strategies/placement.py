@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_lightning.strategies.emptying import put_in
+from grpo_lightning.types import ConfigurationError
 
 
 class Placement:
@@ -59,6 +60,24 @@ class Placement:
     def itemsize(self, weight: Tensor) -> int:
         """Bytes of an element of it where it is computed with."""
         return weight.element_size()
+
+    def check_precision(self, policy: nn.Module) -> None:
+        """Training steps weights in single precision at least.
+
+        Args:
+            policy: Before it is cut, with or without weights.
+
+        Raises:
+            ConfigurationError: Some of the weights that are trained are in half precision, and there are no copies.
+        """
+        halves = {p.dtype for p in policy.parameters() if p.requires_grad and p.dtype.itemsize < 4}
+        for dtype in halves:
+            raise ConfigurationError(
+                f"model.policy.dtype must be float32 where all weights are trained, got "
+                f"{str(dtype).removeprefix('torch.')}: steps of usual learning rates are lost in half precision.\n"
+                "Set model.lora, whose weights are in single precision, or a strategy that steps copies of the weights "
+                "(deepspeed_1, deepspeed_2, deepspeed_3)."
+            )
 
     def check_compile(self) -> None:
         """The blocks of a model may be compiled.

@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO: optimizer states, gradients and weights in shards, on GPUs and on CPUs."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -75,9 +75,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         return ZeRO3Placement(self) if self.stage == 3 else ZeROPlacement(self)
 
     @property
-    def compute_dtype(self) -> torch.dtype | None:
-        """Of the weights in forward and backward; None where it is their own."""
-        return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+    def compute_dtype(self) -> torch.dtype:
+        """Of the weights in forward and backward, whatever that of the policy is."""
+        return torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else torch.float32
 
     # The process
 
@@ -216,19 +216,3 @@ def _compile_nothing() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def refused(name: str) -> Callable[..., Strategy]:
-    """What stands for a strategy of Lightning's under its name.
-
-    Args:
-        name: Of the strategy.
-    """
-
-    def refuse(**_: Any) -> Strategy:
-        raise ConfigurationError(
-            f"trainer.strategy: {name} is Lightning's own, whose rollouts and checkpoints do not fit; set deepspeed_1, "
-            "deepspeed_2 or deepspeed_3."
-        )
-
-    return refuse

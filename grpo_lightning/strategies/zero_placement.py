@@ -25,6 +25,9 @@ class ZeROPlacement(Placement):
     def __init__(self, strategy: Any) -> None:
         self.strategy = strategy
 
+    def check_precision(self, policy: nn.Module) -> None:
+        """Copies are stepped, in single precision."""
+
     @property
     def _optimizer(self) -> Any:
         """ZeRO's."""

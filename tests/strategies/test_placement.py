@@ -53,6 +53,12 @@ def test_a_name_of_lightnings_own_says_which_to_set(name):
         Trainer(strategy=name, accelerator="cpu", logger=False)
 
 
+@pytest.mark.parametrize("name", ["fsdp", "fsdp_cpu_offload"])
+def test_the_older_fsdp_says_which_to_set(name):
+    with pytest.raises(ConfigurationError, match=f"trainer.strategy: {name} is Lightning's older FSDP.*set fsdp2"):
+        StrategyRegistry.get(name)  # on a CPU, the Trainer asks for a GPU before it comes to this
+
+
 def test_the_norm_of_a_gradient_is_that_of_all_its_parts():
     # 1 + 4 + 4 + 16 = 25; a weight without a gradient has no part in it
     weights = [nn.Parameter(torch.zeros(n)) for n in (2, 2, 1)]
