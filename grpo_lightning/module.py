@@ -116,8 +116,7 @@ class GRPOModule(RolloutsOfARun):
         self.gradient_checkpointing = gradient_checkpointing
         self.objective = objective
         self.coefficients = self.configured_coefficients = objective.coefficients
-        self.sampling = sampling
-        self.make_optimizer = optimizer
+        self.sampling, self.make_optimizer = sampling, optimizer
         self.shape = IterationShape(
             prompts_per_iteration=prompts_per_iteration,
             group_size=group_size,
@@ -131,8 +130,7 @@ class GRPOModule(RolloutsOfARun):
         self.schedule = schedule or Schedule()
         self.evaluation = evaluation or Evaluation()
         self.layout = layout or SharedPrefix()
-        self.max_tokens_per_microbatch = max_tokens_per_microbatch
-        self.max_failure_rate = max_failure_rate
+        self.max_tokens_per_microbatch, self.max_failure_rate = max_tokens_per_microbatch, max_failure_rate
         self.seed = seed
         check_configuration(objective, sampling, self.shape, max_tokens_per_microbatch, max_failure_rate)
         if draw_ahead:

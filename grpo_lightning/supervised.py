@@ -1,7 +1,7 @@
 """The cold start: imitation of worked demonstrations, before GRPO."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from grpo_lightning.checkpointing import write_whole
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.ending import EndTogether, Stopping
 from grpo_lightning.functional.random import permutation
+from grpo_lightning.models import placed
 from grpo_lightning.optim import Schedule
-from grpo_lightning.policy import Policy, PolicySource
+from grpo_lightning.policy import LoRA, Policy, PolicyRecipe, PolicySource, is_adapted
+from grpo_lightning.preconditions import check_precision
+from grpo_lightning.strategies import placement_of
 from grpo_lightning.types import ConfigurationError, Demonstration, Stream, TokenScores
 
 
@@ -33,6 +36,8 @@ class SupervisedModule(LightningModule):
         batch_size: Demonstrations per optimizer step, over all ranks.
         export_to: The policy's folder.
         schedule: Of the learning rate; None for constant.
+        lora: What of it is trained; None for all weights. The folder is then an adapter's.
+        gradient_checkpointing: Whether the backward pass computes each layer again.
         seed: Of random weights and of the order.
     """
 
@@ -43,12 +48,14 @@ class SupervisedModule(LightningModule):
         batch_size: int,
         export_to: str,
         schedule: Schedule | None = None,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ConfigurationError(f"model.batch_size must be >= 1, got {batch_size}.")
-        self.source = policy
+        self.source, self.lora, self.gradient_checkpointing = policy, lora, gradient_checkpointing
         self.make_optimizer = optimizer
         self.batch_size = batch_size
         self.export_to = export_to
@@ -89,16 +96,22 @@ class SupervisedModule(LightningModule):
         """The policy's tokenizer."""
         return self.source.load_tokenizer()
 
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Check what only the Trainer knows, before the model is loaded."""
+        check_precision(self.trainer)
+
     def configure_model(self) -> None:
         """Load the policy."""
         if self.policy is None:
-            self.policy = policy = Policy(self.source.load_model(seed=self.seed), self.tokenizer)
+            settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing}
+            recipe = PolicyRecipe(source=self.source, tokenizer=self.tokenizer, seed=self.seed, **settings)
+            self.policy = policy = placed(recipe, self.trainer)
             self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule by steps."""
         assert self.policy is not None
-        optimizer = self.make_optimizer(self.policy.parameters())
+        optimizer = self.make_optimizer([p for p in self.policy.parameters() if p.requires_grad])
         scheduler = self.schedule.scheduler(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -118,8 +131,11 @@ class SupervisedModule(LightningModule):
 
     def on_fit_end(self) -> None:
         """Write the policy's folder."""
-        if self.trainer.is_global_zero and self.policy is not None:
-            write_whole(Path(self.export_to), self.policy.save)
+        assert self.policy is not None
+        model = self.policy.model
+        weights = placement_of(self.trainer.strategy).weights(model, trained_only=is_adapted(model))
+        if self.trainer.is_global_zero:
+            write_whole(Path(self.export_to), partial(self.policy.save, weights=weights))
             print(f"The policy after the cold start: {self.export_to}")
 
 

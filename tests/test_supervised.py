@@ -2,40 +2,23 @@
 
 import os
 import signal
-from functools import partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 
+import imitated
+import peft
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from imitated import Sums, make
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from replay import TinyPolicy
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from worlds import launch
 
-from grpo_lightning import SupervisedModule
-from grpo_lightning.data import PromptDataModule
 from grpo_lightning.functional.random import permutation
 from grpo_lightning.supervised import DemonstrationLoader
 from grpo_lightning.types import ConfigurationError, Demonstration, Stream
-
-
-class Sums(PromptDataModule):
-    """Twelve sums, of which some answers are longer than others."""
-
-    def rows(self, split):
-        return self.demonstration_rows() if split == "train" else []
-
-    def demonstration_rows(self):
-        return [{"prompt": f"{i}+{i}=", "demonstration": f"{2 * i}" + "=" * (i % 4) * 3} for i in range(12)]
-
-
-def make(tmp_path, *, batch_size=4, dtype=torch.float64, lr=1e-2, **trainer):
-    module = SupervisedModule(
-        TinyPolicy(dtype), partial(torch.optim.Adam, lr=lr), batch_size, str(tmp_path / "policy"), seed=5
-    )
-    settings = {"max_steps": 6, "max_epochs": -1, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    return module, Trainer(**{**settings, **quiet, "limit_val_batches": 0, **trainer})
 
 
 def encoded():
@@ -45,7 +28,9 @@ def encoded():
 
 def as_rank(module, rank, world_size):
     """The module as it is on one of several ranks, without starting them."""
-    module._trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    module._trainer = SimpleNamespace(
+        global_rank=rank, world_size=world_size, strategy=SingleDeviceStrategy(), training=True
+    )
     module.log = lambda *args, **kwargs: None
     module.configure_model()
     return module
@@ -124,6 +109,44 @@ class TestFit:
         trainer.fit(resumed, Sums(), ckpt_path="last")
         for name, weight in straight.policy.state_dict().items():
             assert torch.equal(resumed.policy.state_dict()[name], weight)
+
+    @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    def test_an_adapter_is_trained_alone_and_left_for_peft(self, tmp_path):
+        module, trainer = make(tmp_path, dtype=torch.float32, lora={"rank": 2})
+        trainer.fit(module, Sums())
+        base = TinyPolicy(torch.float32).load_model(seed=5)
+        frozen = [p for p in module.policy.parameters() if not p.requires_grad]
+        assert all(map(torch.equal, frozen, base.parameters()))
+        loaded = peft.PeftModel.from_pretrained(base, tmp_path / "policy")
+        found = {name.removeprefix("base_model.model."): p for name, p in loaded.named_parameters() if "lora_" in name}
+        trained = {name: p for name, p in module.policy.model.named_parameters() if p.requires_grad}
+        assert found.keys() == trained.keys()
+        assert all(torch.equal(found[name], p) for name, p in trained.items())
+        assert any(p.any() for name, p in trained.items() if "lora_B" in name)
+
+    def test_layers_that_are_computed_again_change_nothing(self, tmp_path):
+        usual, trainer = make(tmp_path)
+        trainer.fit(usual, Sums())
+        again, trainer = make(tmp_path, gradient_checkpointing=True)
+        trainer.fit(again, Sums())
+        assert any(getattr(module, "gradient_checkpointing", False) for module in again.policy.modules())
+        for mine, theirs in zip(again.policy.parameters(), usual.policy.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
+    def test_ranks_that_share_one_copy_leave_what_one_process_leaves(self, tmp_path):
+        single, trainer = make(tmp_path, dtype=torch.float32)
+        trainer.fit(single, Sums())
+        expected = dict(single.policy.model.state_dict())
+        start = TinyPolicy(torch.float32).load_model(seed=5).state_dict()
+        launch(imitated.imitate, tmp_path / "world", ["ddp", "fsdp2", "deepspeed_2", "deepspeed_3"], num_ranks=2)
+        for folder in (tmp_path / "world").glob("*/policy"):
+            found = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+            off = sum((found[name] - w).square().sum() for name, w in expected.items()).sqrt()
+            moved = sum((start[name] - w).square().sum() for name, w in expected.items()).sqrt()
+            assert off / moved < 1e-4, folder  # of the update, which Adam lets rounding grow to
+        assert len(list((tmp_path / "world").glob("*/policy"))) == 4
 
     @pytest.mark.parametrize(("batch_size", "message"), [(13, "at most the 12 demonstrations, got 13"), (0, ">= 1")])
     def test_a_batch_that_cannot_be_filled_is_refused(self, tmp_path, batch_size, message):
