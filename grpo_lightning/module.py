@@ -114,7 +114,7 @@ class GRPOModule(RolloutsOfARun):
         self.strict_loading = False  # `check_weights` compares what must agree
         self.source, self.lora, self.compilation = policy, lora, compile
         self.gradient_checkpointing = gradient_checkpointing
-        self.objective = objective
+        self.objective, self.seed = objective, seed
         self.coefficients = self.configured_coefficients = objective.coefficients
         self.sampling, self.make_optimizer = sampling, optimizer
         self.shape = IterationShape(
@@ -131,7 +131,6 @@ class GRPOModule(RolloutsOfARun):
         self.evaluation = evaluation or Evaluation()
         self.layout = layout or SharedPrefix()
         self.max_tokens_per_microbatch, self.max_failure_rate = max_tokens_per_microbatch, max_failure_rate
-        self.seed = seed
         check_configuration(objective, sampling, self.shape, max_tokens_per_microbatch, max_failure_rate)
         if draw_ahead:
             check_draw_ahead(self.engine, self.groups, objective)
