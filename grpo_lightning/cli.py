@@ -29,6 +29,7 @@ from grpo_lightning.cold_start import make_missing_policy
 from grpo_lightning.ending import is_requeued
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense
 from grpo_lightning.run_folder import set_aside
+from grpo_lightning.strategies import name_accelerator
 from grpo_lightning.types import ConfigurationError
 
 OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -57,6 +58,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no", category=UserWarning)
     # Data without held-out prompts are trained on without validation; a command that needs some refuses them itself.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    name_accelerator()
     with _mistakes_without_traceback():
         _require_command(args)
         if args[0] in OTHER_COMMANDS:

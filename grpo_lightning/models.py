@@ -1,14 +1,14 @@
 """The models of a run: the policy and its reference, where their weights lie, and what is saved of them."""
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from grpo_lightning.batching import InStep
 from grpo_lightning.checkpointing import write_whole
@@ -24,6 +24,7 @@ from grpo_lightning.policy import (
     mix,
 )
 from grpo_lightning.ranks import gather_over_ranks, largest_over_ranks, sum_over_ranks
+from grpo_lightning.stock_callbacks import admit, averages_weights, check_averaged, keep_reference
 from grpo_lightning.strategies import Placement, blocks_of, placement_of
 
 
@@ -35,6 +36,7 @@ class ModelsOfARun(HeldOutLoops, ABC):
         self.policy: Policy | None = None
         self.reference: Policy | Unadapted | None = None
         self.has_moved_reference = False
+        self.register_load_state_dict_post_hook(_forgive_what_is_left_out)  # type: ignore[no-untyped-call]
 
     @property
     def placement(self) -> Placement:
@@ -97,17 +99,40 @@ class ModelsOfARun(HeldOutLoops, ABC):
         mix(*weights, share=share)
         self.has_moved_reference = True
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The weights, without those of a reference that is still the policy that the run began with.
 
-        Of a policy with an adapter, the adapter's alone.
+        Of a policy with an adapter, the adapter's alone. What is left out is taken out of the dictionary itself: a
+        module around this one, such as the average of Lightning's `WeightAveraging`, looks at nothing else.
         """
-        state = super().state_dict(*args, **kwargs)
+        state: dict[str, Any] = super().state_dict(*args, prefix=prefix, **kwargs)
+        is_saved = self._is_saved()
+        for name in [name for name in state if name.startswith(prefix) and not is_saved(name.removeprefix(prefix))]:
+            del state[name]
+        return state
+
+    def _is_saved(self) -> Callable[[str], bool]:
+        """What says of a weight's name whether checkpoints have it."""
         if self.policy is not None and is_adapted(self.policy.model):
-            names = [f"policy.model.{name}" for name in adapter_weights(self.policy.model)]
-            return {name: state[name] for name in names}
+            names = {f"policy.model.{name}" for name in adapter_weights(self.policy.model)}
+            return names.__contains__
         saved = ("policy.", "reference.") if self.has_moved_reference else ("policy.",)
-        return {name: value for name, value in state.items() if name.startswith(saved)}
+        return lambda name: name.startswith(saved)
+
+    def configure_callbacks(self) -> list[Any]:
+        """Look at the callbacks before any of them is set up; add none."""
+        admit(self.trainer)
+        return []
+
+    def on_fit_start(self) -> None:
+        """Look at the weights that a callback is to average."""
+        if averages_weights(self.trainer):
+            assert self.policy is not None
+            check_averaged(self.policy)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give it the reference that has moved, also where an average stands in the place of the weights."""
+        keep_reference(checkpoint)
 
     @property
     def weight_shapes(self) -> dict[str, torch.Size]:
@@ -150,3 +175,11 @@ def placed(recipe: PolicyRecipe, trainer: Trainer) -> Policy:
     placement.shard(policy)
     recipe.compile_blocks(blocks_of(policy))
     return policy
+
+
+def _forgive_what_is_left_out(module: nn.Module, found: Any) -> None:
+    """What `state_dict` leaves out is not missed in what is loaded, also where a module around this one loads it."""
+    assert isinstance(module, ModelsOfARun)
+    is_saved = module._is_saved()
+    left_out = tuple(name for name in nn.Module.state_dict(module) if not is_saved(name))
+    found.missing_keys[:] = [name for name in found.missing_keys if not name.endswith(left_out)]

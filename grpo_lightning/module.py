@@ -19,6 +19,7 @@ from grpo_lightning.batching.minibatches import cut_into_minibatches, global_cou
 from grpo_lightning.checkpointing import PolicyExport
 from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
+from grpo_lightning.epochs import epoch_of, overfitted
 from grpo_lightning.evaluation import Evaluation, EvaluationMetrics
 from grpo_lightning.groups import GroupFilter, GroupOutcome, KeepAll, Refill, ScoredRollout, Selection
 from grpo_lightning.metrics import UpdateStatistics, learning_metrics, log_metrics, rollout_metrics
@@ -335,17 +336,14 @@ class GRPOModule(RolloutsOfARun):
 
     def training_loader(self, datamodule: PromptDataModule) -> TickLoader:
         """The loop's ticks; the prompts come from a stream that the module pulls from."""
-        self.prompts = PromptStream(datamodule.training_prompts, seed=self.seed)
+        loader = epoch_of(self.trainer, self.shape, datamodule.training_prompts)
+        check_alignment(self.trainer, loader)
+        prompts = overfitted(self.trainer, loader, self.shape, datamodule.training_prompts)
+        self.prompts = PromptStream(prompts, seed=self.seed)
         if self._resumed is not None and self._resumed["stream"] is not None:
             self.prompts.load_state_dict(self._resumed["stream"])
             ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
             self.ahead = rollout_ahead(self, self._resumed, self._iteration_settings(), **ranks)
-        loader = TickLoader(
-            num_iterations=-(-len(datamodule.training_prompts) // self.shape.prompts_per_iteration),
-            num_updates=self.num_updates,
-            num_microbatches=self.trainer.accumulate_grad_batches,
-        )
-        check_alignment(self.trainer, loader)
         return loader
 
     def on_train_start(self) -> None:
@@ -372,6 +370,7 @@ class GRPOModule(RolloutsOfARun):
         """Add the run's own state, as of the last window's end."""
         settings, of_iteration = self._resume_settings(), self._iteration_settings()
         self._boundary.write(checkpoint, settings, of_iteration, self.base_checksum)
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take up its state."""

@@ -14,14 +14,15 @@ def timed_phase(
     """Add the seconds of a phase to `seconds_by_phase`, also where it raises.
 
     The Trainer's callbacks that have a method ``on_phase(trainer, module, name)`` are called at the beginning, before
-    the clock starts, and with None for a name at the end.
+    the clock starts, and with None for a name at the end. The Trainer's profiler has the phase as ``[phase]name``.
     """
     watchers = [c for c in trainer.callbacks if hasattr(c, "on_phase")]  # type: ignore[attr-defined]
     for callback in watchers:
         callback.on_phase(trainer, module, name)
     start = time.perf_counter()
     try:
-        yield
+        with trainer.profiler.profile(f"[phase]{name}"):  # type: ignore[attr-defined]
+            yield
     finally:
         seconds_by_phase[name] = seconds_by_phase.get(name, 0.0) + time.perf_counter() - start
         for callback in watchers:

@@ -3,13 +3,12 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from grpo_lightning.batching import IterationShape
 from grpo_lightning.groups import GroupFilter
 from grpo_lightning.objective import Objective, PassAtK
 from grpo_lightning.rollout import DrawsAhead, RolloutEngine
-from grpo_lightning.ticks import TickLoader
+from grpo_lightning.ticks import TickLoader, share_of
 from grpo_lightning.types import ConfigurationError, SamplingParams
 
 
@@ -103,15 +102,14 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
     """Every rank gets equally many prompts of a minibatch, and a completion at least for each of its micro-batches.
 
     Raises:
-        ConfigurationError: The numbers do not divide, or the accumulation would change during the run; or see
+        ConfigurationError: The numbers do not divide, or the Trainer would load the prompts anew; or see
             `check_precision`.
     """
     check_precision(trainer)
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         raise ConfigurationError(
-            "trainer.callbacks: GradientAccumulationScheduler is not supported: a minibatch is cut into "
-            "micro-batches before its first backward. Set trainer.accumulate_grad_batches."
+            "trainer.reload_dataloaders_every_n_epochs must be 0: the stream of prompts goes on over epochs by itself, "
+            f"got {trainer.reload_dataloaders_every_n_epochs}."  # type: ignore[attr-defined]
         )
     if trainer.accumulate_grad_batches < 1:
         raise ConfigurationError(
@@ -152,7 +150,7 @@ def check_alignment(trainer: Trainer, loader: TickLoader) -> None:
     Raises:
         ConfigurationError: A limit or an interval in micro-batches falls into the middle.
     """
-    num_batches = min(len(loader), _share_of(trainer.limit_train_batches, len(loader)))
+    num_batches = loader.num_taken
     if num_batches % loader.ticks_per_iteration:
         key, value = _what_limits(trainer)
         raise ConfigurationError(
@@ -160,16 +158,11 @@ def check_alignment(trainer: Trainer, loader: TickLoader) -> None:
             f"{value}.\nIt must be a multiple of the {loader.ticks_per_iteration} micro-batches of an iteration."
         )
     interval = trainer.val_check_interval
-    if isinstance(interval, int | float) and _share_of(interval, num_batches) % trainer.accumulate_grad_batches:
+    if isinstance(interval, int | float) and share_of(interval, num_batches) % trainer.accumulate_grad_batches:
         raise ConfigurationError(
             "trainer.val_check_interval counts micro-batches, or is a share of an epoch's, and must be a multiple of "
             f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches}, got {interval}."
         )
-
-
-def _share_of(limit: float, number: int) -> int:
-    """What Lightning makes of a setting that is a number of batches, or a share of them."""
-    return int(limit) if isinstance(limit, int) else int(limit * number)
 
 
 def _what_limits(trainer: Any) -> tuple[str, float]:

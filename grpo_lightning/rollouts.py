@@ -21,6 +21,7 @@ from grpo_lightning.rollout import (
     together,
 )
 from grpo_lightning.rollout.lockstep import lockstep
+from grpo_lightning.stock_callbacks import averages_weights
 from grpo_lightning.strategies.gathering import check_gathering, gathered_size
 from grpo_lightning.types import Coordinates, Prompt, Rollout, Stream
 
@@ -122,6 +123,17 @@ class RolloutsOfARun(ModelsOfARun, ABC):
         if placement.cuts_weights and not self.engine.has_copy:
             size = gathered_size(policy, lambda weight: placement.shape(weight).numel() * placement.itemsize(weight))
             rank_zero_info(size.in_words(self.engine.gather))
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate an average, where there is one: engines with a copy of the weights are told."""
+        if averages_weights(self.trainer):
+            self.announce_weights(self.trainer.global_step)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics, and go on with the policy's own weights."""
+        super().on_validation_epoch_end()
+        if averages_weights(self.trainer):
+            self.announce_weights(self.trainer.global_step)
 
     def announce_weights(self, version: int) -> None:
         """Tell the engine that the policy's weights have changed.

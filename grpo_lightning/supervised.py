@@ -157,15 +157,18 @@ class DemonstrationLoader:
         return len(self.demonstrations) // self.batch_size
 
     def __iter__(self) -> Iterator[list[Demonstration]]:
-        if self._next >= len(self):
-            self._epoch, self._next = self._epoch + 1, 0
-        order = permutation(
-            len(self.demonstrations), seed=self.seed, stream=Stream.PROMPT_ORDER, epoch=self._epoch
-        ).tolist()
-        while self._next < len(self):
+        order = self._order()
+        for _ in range(len(self)):
+            if self._next == len(self):  # also within an epoch of the Trainer's, which may limit its batches
+                self._epoch, self._next = self._epoch + 1, 0
+                order = self._order()
             first = self._next * self.batch_size
             self._next += 1
             yield [self.demonstrations[i] for i in order[first : first + self.batch_size]]
+
+    def _order(self) -> list[int]:
+        numbers = permutation(len(self.demonstrations), seed=self.seed, stream=Stream.PROMPT_ORDER, epoch=self._epoch)
+        return [int(i) for i in numbers.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and batches yielded."""

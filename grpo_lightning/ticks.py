@@ -45,10 +45,12 @@ class TickLoader:
         num_iterations: Of the epoch.
         num_updates: Updates per iteration.
         num_microbatches: Micro-batches per update, the Trainer's `accumulate_grad_batches`.
+        limit: The Trainer's `limit_train_batches`: it takes no more of an epoch.
     """
 
-    def __init__(self, *, num_iterations: int, num_updates: int, num_microbatches: int) -> None:
+    def __init__(self, *, num_iterations: int, num_updates: int, num_microbatches: int, limit: float = 1.0) -> None:
         self.num_iterations, self.num_updates, self.num_microbatches = num_iterations, num_updates, num_microbatches
+        self.num_taken = min(len(self), share_of(limit, len(self)))
         self._next = 0
 
     @property
@@ -60,8 +62,8 @@ class TickLoader:
         return self.num_iterations * self.ticks_per_iteration
 
     def __iter__(self) -> Iterator[Tick]:
-        first = self._next if self._next < len(self) else 0
-        for number in range(first, len(self)):
+        first = self._next if self._next < self.num_taken else 0
+        for number in range(first, self.num_taken):
             self._next = number + 1
             update, microbatch = divmod(number % self.ticks_per_iteration, self.num_microbatches)
             yield Tick(update, microbatch, self.num_updates, self.num_microbatches)
@@ -74,3 +76,8 @@ class TickLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the ticks that have been yielded."""
         self._next = state["next"]
+
+
+def share_of(limit: float, number: int) -> int:
+    """What Lightning makes of a setting that is a number of batches, or a share of them."""
+    return int(limit) if isinstance(limit, int) else int(limit * number)

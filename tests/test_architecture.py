@@ -30,7 +30,7 @@ MODULE_PARTS = {
         "resuming",
         "rollouts",
     ),
-    *("run_folder", "ticks"),
+    *("epochs", "run_folder", "stock_callbacks", "ticks"),
 }
 
 MAY_IMPORT = {
@@ -43,10 +43,11 @@ MAY_IMPORT = {
     # What the module is put together from.
     "controllers": {"groups", *PURE},
     "ending": PURE,
+    "epochs": {"batching", "ticks", *PURE},
     "evaluation": {"rewards", "rollout", *PURE},
     "held_out": {"ending", "evaluation", "rewards", "rollout", *PURE},
     "metrics": PURE,
-    "models": {"batching", "checkpointing", "held_out", "policy", "ranks", "strategies", *PURE},
+    "models": {"batching", "checkpointing", "held_out", "policy", "ranks", "stock_callbacks", "strategies", *PURE},
     "phases": PURE,
     "preconditions": {"batching", "groups", "objective", "rollout", "ticks", *PURE},
     "preparation": {"batching", "objective", "policy", *PURE},
@@ -55,8 +56,9 @@ MAY_IMPORT = {
     "checkpointing": {"policy", *PURE},
     "appending_csv": set(),
     "resuming": {"batching", "rollout", *PURE},
-    "rollouts": {"batching", "data", "models", "rollout", "strategies", *PURE},
+    "rollouts": {"batching", "data", "models", "rollout", "stock_callbacks", "strategies", *PURE},
     "run_folder": PURE,
+    "stock_callbacks": PURE,
     "module": MODULE_PARTS,
     "supervised": MODULE_PARTS,
     # Extensions know the contracts, never the module.
@@ -69,7 +71,18 @@ MAY_IMPORT = {
     "cold_start": PURE,
     "constructors": set(),
     "parse_errors": {"constructors", *PURE},
-    "cli": {"callbacks", "chat", "cold_start", "ending", "merging", "parse_errors", "planning", "run_folder", *PURE},
+    "cli": {
+        "callbacks",
+        "chat",
+        "cold_start",
+        "ending",
+        "merging",
+        "parse_errors",
+        "planning",
+        "run_folder",
+        "strategies",
+        *PURE,
+    },
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},
 }

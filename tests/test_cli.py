@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from grpo_lightning import cli, cold_start
@@ -258,6 +259,36 @@ def test_a_message_that_is_not_understood_is_shortened():
     message = condense("\n".join(f"line {i} {'x' * 1000}" for i in range(20)))
     assert message.startswith("line 0")
     assert max(map(len, message.splitlines())) < 400
+
+
+def test_a_trial_run_leaves_an_earlier_run_where_it_is(folder):
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs", "name": "toy", "version": ""}}
+    Path("run.yaml").write_text(yaml.safe_dump({**CONFIG, "trainer": {**CONFIG["trainer"], "logger": logger}}))
+    fit()
+    before = sorted(Path("runs").rglob("*"))
+    fit("--trainer.fast_dev_run", "true")
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+@pytest.mark.parametrize(("is_available", "expected"), [(False, "cpu"), (True, None)])
+def test_deepspeed_is_told_where_there_is_no_accelerator(monkeypatch, is_available, expected):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: is_available)
+    with pytest.raises(SystemExit):
+        main(["fitt"])
+    assert os.environ.get("DS_ACCELERATOR") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is nothing to tell")
+@pytest.mark.parametrize("command", ["['fitt']", None], ids=["told", "not told"])
+def test_without_an_accelerator_deepspeed_says_nothing_on_stdout(command):
+    pytest.importorskip("deepspeed")
+    told = f"from grpo_lightning.cli import main\ntry: main({command})\nexcept SystemExit: pass\n" if command else ""
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    run = [sys.executable, "-W", "ignore", "-c", told + "import deepspeed"]
+    output = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert ("Setting accelerator to CPU" in output) == (command is None)
 
 
 def test_other_ranks_stay_silent(folder, capsys, monkeypatch):

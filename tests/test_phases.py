@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from grpo_lightning import phases
 from grpo_lightning.phases import timed_phase
@@ -22,7 +23,7 @@ def clock(monkeypatch):
 
 
 def trainer(*callbacks):
-    return SimpleNamespace(callbacks=list(callbacks))
+    return SimpleNamespace(callbacks=list(callbacks), profiler=PassThroughProfiler())
 
 
 def test_seconds_add_up_by_phase(clock):

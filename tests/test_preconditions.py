@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 from copying import CopyingEngine
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from grpo_lightning.batching import IterationShape
 from grpo_lightning.groups import DropZeroVariance, DynamicSampling, KeepAll
@@ -22,13 +21,18 @@ from grpo_lightning.ticks import TickLoader
 from grpo_lightning.types import ConfigurationError, SamplingParams
 
 SHAPE = IterationShape(prompts_per_iteration=12, group_size=4, num_epochs=2, num_minibatches=3)
-LOADER = TickLoader(num_iterations=5, num_updates=6, num_microbatches=2)  # 12 micro-batches in an iteration
+
+
+def loader(limit=1.0):
+    """Five iterations of 12 micro-batches."""
+    return TickLoader(num_iterations=5, num_updates=6, num_microbatches=2, limit=limit)
 
 
 def trainer(**changes):
     """What the checks ask of a Trainer."""
     defaults = {
-        "callbacks": [Callback()],
+        "precision": "32-true",
+        "reload_dataloaders_every_n_epochs": 0,
         "world_size": 2,
         "accumulate_grad_batches": 2,
         "limit_train_batches": 1.0,
@@ -45,7 +49,7 @@ def test_settings_that_are_right_pass():
     for limit in (None, 1):
         check_microbatch_limit(limit)
     check_trainer(trainer(), SHAPE)
-    check_alignment(trainer(), LOADER)
+    check_alignment(trainer(), loader())
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
@@ -103,9 +107,15 @@ def test_a_micro_batch_has_room_for_a_token():
         check_microbatch_limit(0)
 
 
-def test_the_accumulation_does_not_change_during_a_run():
-    with pytest.raises(ConfigurationError, match=r"trainer.accumulate_grad_batches"):
-        check_trainer(trainer(callbacks=[GradientAccumulationScheduler({0: 2})]), SHAPE)
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_are_not_stepped_in_half_precision(precision):
+    with pytest.raises(ConfigurationError, match=f"trainer.precision: {precision} .* Set bf16-mixed"):
+        check_trainer(trainer(precision=precision), SHAPE)
+
+
+def test_prompts_are_not_loaded_anew_during_a_run():
+    with pytest.raises(ConfigurationError, match=r"trainer.reload_dataloaders_every_n_epochs must be 0: .* got 2"):
+        check_trainer(trainer(reload_dataloaders_every_n_epochs=2), SHAPE)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -135,7 +145,7 @@ def test_an_accumulation_of_nothing_is_refused(number):
 
 @pytest.mark.parametrize("limit", [24, 0.4, 1.0, 1000])
 def test_an_epoch_may_end_with_any_iteration(limit):
-    check_alignment(trainer(limit_train_batches=limit), LOADER)  # 60 micro-batches in all; 0.4 of them are 24
+    check_alignment(trainer(), loader(limit))  # 60 micro-batches in all; 0.4 of them are 24
 
 
 @pytest.mark.parametrize(
@@ -149,16 +159,16 @@ def test_an_epoch_may_end_with_any_iteration(limit):
 )
 def test_an_epoch_that_ends_within_an_iteration_is_refused(changes, key):
     with pytest.raises(ConfigurationError, match=key):
-        check_alignment(trainer(**changes), LOADER)
+        check_alignment(trainer(**changes), loader(changes["limit_train_batches"]))
 
 
 @pytest.mark.parametrize("interval", [4, 0.5, 1.0, "00:00:10:00"])
 def test_a_validation_may_begin_with_any_update(interval):
-    check_alignment(trainer(val_check_interval=interval), LOADER)
+    check_alignment(trainer(val_check_interval=interval), loader())
 
 
 @pytest.mark.parametrize("interval", [5, 0.25])  # 15 of 60
 def test_a_validation_within_an_update_is_refused(interval):
     expected = rf"trainer.val_check_interval .*accumulate_grad_batches = 2, got {interval}\."
     with pytest.raises(ConfigurationError, match=expected):
-        check_alignment(trainer(val_check_interval=interval), LOADER)
+        check_alignment(trainer(val_check_interval=interval), loader())

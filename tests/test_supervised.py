@@ -183,6 +183,15 @@ class TestDemonstrationLoader:
             assert self.numbers(loader) == [order[:3], order[3:6]]
         assert self.order(0) != self.order(1)
 
+    def test_epochs_that_the_trainer_cuts_short_go_on_through_the_demonstrations(self):
+        loader = DemonstrationLoader(self.SHOWN, 2, seed=3)
+        shown = []
+        for _ in range(3):
+            batches = iter(loader)
+            shown += [self.numbers([next(batches)])[0] for _ in range(2)]
+        first, second = self.order(0), self.order(1)
+        assert shown == [first[:2], first[2:4], first[4:6], second[:2], second[2:4], second[4:6]]
+
     @pytest.mark.parametrize("taken", range(5))
     def test_it_goes_on_where_another_one_stood(self, taken):
         def endless(loader):

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +65,10 @@ class RolloutEngine(ABC):
                 its own does so within `generate`, as often as it must; others never do.
             version: The number of optimizer steps behind them.
         """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: callbacks that copy the whole module, to average its weights, draw nothing from the copy."""
+        return self
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing to give back
         """Give back what the engine holds. Called once, after the last `generate`."""

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import (
 from grpo_lightning.strategies.fsdp2 import FSDP2Placement, FSDP2Strategy, blocks_of
 from grpo_lightning.strategies.placement import WHOLE, Placement
 from grpo_lightning.strategies.refused import REASONS, refused
-from grpo_lightning.strategies.zero import ZeROStrategy
+from grpo_lightning.strategies.zero import ZeROStrategy, name_accelerator
 from grpo_lightning.types import ConfigurationError
 
 StrategyRegistry.register(
@@ -41,4 +41,13 @@ def placement_of(strategy: Strategy) -> Placement:
     return WHOLE
 
 
-__all__ = ["WHOLE", "FSDP2Placement", "FSDP2Strategy", "Placement", "ZeROStrategy", "blocks_of", "placement_of"]
+__all__ = [
+    "WHOLE",
+    "FSDP2Placement",
+    "FSDP2Strategy",
+    "Placement",
+    "ZeROStrategy",
+    "blocks_of",
+    "name_accelerator",
+    "placement_of",
+]

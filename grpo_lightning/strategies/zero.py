@@ -55,8 +55,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             raise ConfigurationError(
                 "trainer.strategy: ZeRO needs DeepSpeed: pip install 'grpo_lightning[deepspeed]', or set fsdp2."
             )
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when it is imported
+        name_accelerator()
         super().__init__(
             stage=stage,
             offload_optimizer=offload,
@@ -216,3 +215,12 @@ def _compile_nothing() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def name_accelerator() -> None:
+    """Tell DeepSpeed where there is no accelerator: when it is imported it would say on stdout that it found none.
+
+    Transformers imports it when a model is loaded, where it is installed, whatever the strategy.
+    """
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
