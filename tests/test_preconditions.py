@@ -109,7 +109,7 @@ def test_a_micro_batch_has_room_for_a_token():
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_weights_are_not_stepped_in_half_precision(precision):
-    with pytest.raises(ConfigurationError, match=f"trainer.precision: {precision} .* Set bf16-mixed"):
+    with pytest.raises(ConfigurationError, match=f"trainer.precision must not be {precision}: .* set bf16-mixed"):
         check_trainer(trainer(precision=precision), SHAPE)
 
 

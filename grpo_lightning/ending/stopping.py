@@ -54,6 +54,10 @@ class Stopping:
         self._main_thread: int | None = None
         self._lock = threading.Lock()
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Stopping":
+        """Itself: a copy of a module, such as the average of its weights, belongs to the same run."""
+        return self
+
     def begin(self, device: torch.device | None, tell_others: Callable[[int], None]) -> None:
         """Signals may come from here on, in this thread."""
         self.signum = 0

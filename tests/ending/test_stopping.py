@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 import threading
@@ -160,3 +161,7 @@ def test_a_rank_that_others_count_on_finishes_its_work(stopping, monkeypatch):
 def test_a_rank_alone_breaks_off_whatever_it_does(stopping):
     with pytest.raises(StoppedRun):
         stopping.unless_stopped(lambda: (kill(), pytest.fail("went on")), can_break_off=False)
+
+
+def test_a_copy_of_a_module_is_stopped_with_it(stopping):
+    assert copy.deepcopy(stopping) is stopping
