@@ -21,7 +21,7 @@ class World:
     """The processes of a run.
 
     Args:
-        folder: Of its files.
+        folder: Of its files; it runs there.
         command: That starts it.
         environment: Further variables.
     """
@@ -39,7 +39,12 @@ class World:
         }
         with (folder / "log").open("ab") as log:
             self.first = subprocess.Popen(
-                list(map(str, command)), env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True
+                list(map(str, command)),
+                cwd=folder,
+                env={**os.environ, **variables},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     @property
@@ -72,9 +77,8 @@ class World:
     def end_within(self, seconds):
         """Until no process is left: the status of the first."""
         deadline = time.monotonic() + seconds
-        while left := self.processes():
-            assert time.monotonic() < deadline, f"{left} are left\n{self.printed[-3000:]}"
-            self.first.poll()
+        while self.first.poll() is None or self.processes():
+            assert time.monotonic() < deadline, f"{self.processes()} are left\n{self.printed[-3000:]}"
             time.sleep(0.1)
         return self.first.wait()
 
