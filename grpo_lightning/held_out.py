@@ -1,9 +1,10 @@
 """The Trainer's loops over held-out prompts: validation, test and prediction."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule
 
@@ -12,6 +13,8 @@ from grpo_lightning.evaluation import EvaluationMetrics
 from grpo_lightning.rewards import RewardCallback, score_rollout
 from grpo_lightning.rollout import RolloutEngine, draw_each
 from grpo_lightning.types import Coordinates, EvaluationPrompt, SamplingParams, Stream
+
+T = TypeVar("T")
 
 
 class HeldOutLoops(LightningModule, ABC):
@@ -72,7 +75,7 @@ class HeldOutLoops(LightningModule, ABC):
         return {name: float(value) for name, value in self.held_out.take().items()}
 
     def _judge(self, batch: list[EvaluationPrompt], stream: Stream) -> None:
-        with self.phase("evaluate"), self.whole_policy():
+        with self.phase("evaluate"):
             judge = partial(
                 self.held_out.evaluate,
                 batch,
@@ -82,7 +85,26 @@ class HeldOutLoops(LightningModule, ABC):
                 score=lambda prompts, completions: score_rollout(self.reward_callbacks, prompts, completions),
                 rewards=self.reward_callbacks,
             )
-            self.stopping.unless_stopped(judge, can_break_off=self.engine.draws_alone)
+            self.draw_unless_stopped(judge)
+
+    def draw_unless_stopped(self, draw: Callable[[], T]) -> T:
+        """Let the engine draw from the policy's weights. All ranks leave it together: a collective.
+
+        Args:
+            draw: Asks the engine, as often as it likes.
+
+        Raises:
+            StoppedRun: The run was asked to stop.
+        """
+        if self.engine.draws_alone:  # it can be broken off, and putting the weights together cannot
+            with self.whole_policy():
+                return self.stopping.unless_stopped(draw, can_break_off=True)
+
+        def draw_together() -> T:
+            with self.whole_policy():  # the ranks are in step until all have left it
+                return draw()
+
+        return self.stopping.unless_stopped(draw_together, can_break_off=False)
 
     def _log_held_out(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.held_out.take().items()}, batch_size=1)

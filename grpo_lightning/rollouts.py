@@ -62,8 +62,8 @@ class RolloutsOfARun(ModelsOfARun, ABC):
             sampling=self.sampling,
             coordinates=self._coordinates(self.iteration),
         )
-        with self.phase("generate"), self.whole_policy():
-            return self.stopping.unless_stopped(draw, can_break_off=self.engine.draws_alone)
+        with self.phase("generate"):
+            return self.draw_unless_stopped(draw)
 
     def _begun(self) -> RolloutAhead:
         """The next iteration's completions, from the weights of this moment, in the background."""

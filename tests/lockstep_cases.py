@@ -75,6 +75,12 @@ class DrawAll(Callback):
     def __init__(self, file):
         self.file, self.drawn, self.most_whole = file, {}, {}
 
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.file.write_text(f"trained: {batch}")
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.file.write_text(f"validated: {batch_idx}")
+
     def on_train_end(self, trainer, pl_module):
         policy = pl_module.policy
         hooks = [
