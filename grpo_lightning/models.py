@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from grpo_lightning.batching import InStep
@@ -119,10 +119,10 @@ class ModelsOfARun(HeldOutLoops, ABC):
         saved = ("policy.", "reference.") if self.has_moved_reference else ("policy.",)
         return lambda name: name.startswith(saved)
 
-    def configure_callbacks(self) -> list[Any]:
-        """Look at the callbacks before any of them is set up; add none."""
+    def configure_callbacks(self) -> list[Callback]:
+        """Look at the callbacks before any of them is set up."""
         admit(self.trainer)
-        return []
+        return super().configure_callbacks()
 
     def on_fit_start(self) -> None:
         """Look at the weights that a callback is to average."""

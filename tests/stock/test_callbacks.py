@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from stock.matrix import shows
 from stock.runs import VALIDATED, fit, rows
 
-from grpo_lightning.optim import Schedule
+from grpo_lightning.ending import EndTogether
 
 
 @shows("Callbacks", "EarlyStopping")
@@ -51,7 +51,8 @@ def test_the_learning_rate_of_every_step_is_the_schedules(tmp_path, claim):
     logger = CSVLogger(tmp_path, name="", version="")
     fit(iterations=6, accumulate=2, schedule=schedule, callbacks=[LearningRateMonitor("step")], logger=logger)
     logged = {row["step"]: row["lr-AdamW"] for row in rows(tmp_path) if "lr-AdamW" in row}
-    assert logged == pytest.approx({step: 1e-2 * Schedule(**schedule).factor(step, 6) for step in range(6)})
+    # One and two thirds of the way up; then four steps from the whole to nothing.
+    assert logged == pytest.approx({0: 1 / 300, 1: 2 / 300, 2: 0.01, 3: 0.0075, 4: 0.005, 5: 0.0025})
     claim.works(
         "warm-up over two updates and a linear decay over six, of two micro-batches each: the value of the schedule "
         "at each of the six steps"
@@ -149,3 +150,8 @@ def test_a_stop_by_the_clock_inside_an_update_leaves_the_last_whole_one(monkeypa
     record, module, trainer = fit(iterations=8, accumulate=2, callbacks=[Now(monkeypatch), Timer({"seconds": 25})])
     assert trainer.global_step == 1
     assert (replay.weights(module) == record.weights[-1]).all()
+
+
+def test_every_run_has_the_callback_that_ends_its_ranks_together():
+    _, _, trainer = fit(iterations=1)
+    assert [type(callback) for callback in trainer.callbacks].count(EndTogether) == 1
