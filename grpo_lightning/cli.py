@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -25,8 +26,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import grpo_lightning
 import grpo_lightning.callbacks
 from grpo_lightning import chat, merging, planning
+from grpo_lightning.checkpointing import found_checkpoints, problem_of
 from grpo_lightning.cold_start import make_missing_policy
-from grpo_lightning.ending import is_requeued
+from grpo_lightning.models import ModelsOfARun
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense
 from grpo_lightning.run_folder import set_aside
 from grpo_lightning.strategies import name_accelerator
@@ -130,7 +132,7 @@ class _CommandLine(LightningCLI):
         settings = self.config["fit"]
         # Asked of the environment: the strategy does not know its rank yet.
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        if settings.get("ckpt_path") is None and not is_requeued(self.trainer) and is_first:
+        if settings.get("ckpt_path") is None and not self._found_checkpoints and is_first:
             in_use = {
                 "model.policy.path": settings.get("model.init_args.policy.init_args.path"),
                 "model.lora.from_adapter": settings.get("model.init_args.lora.from_adapter"),
@@ -138,6 +140,18 @@ class _CommandLine(LightningCLI):
             earlier = set_aside(self.trainer, in_use=in_use)
             if earlier is not None:
                 print(f"An earlier run was moved to {earlier}. To go on with one, give its --ckpt_path.", flush=True)
+
+    @cached_property
+    def _found_checkpoints(self) -> list[Path]:
+        return found_checkpoints(self.trainer, self.config[self.subcommand].get("ckpt_path"))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """With the newest checkpoint of those that were found; the model skips what of them is torn."""
+        settings = super()._prepare_subcommand_kwargs(subcommand)
+        if self._found_checkpoints and isinstance(self.model, ModelsOfARun):
+            self.model.found_checkpoints = self._found_checkpoints
+            settings["ckpt_path"] = str(self._found_checkpoints[0])
+        return settings
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
@@ -171,14 +185,10 @@ def _require_checkpoint(path: str | None) -> None:
         return
     if not Path(path).exists():
         raise ConfigurationError(f"ckpt_path: the checkpoint {path!r} does not exist.")
-    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in _SHARDED):
-        raise ConfigurationError(f"ckpt_path: the folder {path!r} is not a checkpoint of Lightning.")
+    if (problem := problem_of(Path(path), with_checksums=False)) is not None:
+        raise ConfigurationError(f"ckpt_path: {problem}")
     if Path(path).is_file() and not (is_zipfile(path) and _is_of_lightning(path)):
         raise ConfigurationError(f"ckpt_path: {path!r} is not a checkpoint of Lightning.")
-
-
-_SHARDED = ("meta.pt", "checkpoint", "latest")
-"""One of these lies in a checkpoint that is a folder: of FSDP, or of DeepSpeed."""
 
 
 def _is_of_lightning(path: str) -> bool:

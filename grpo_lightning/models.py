@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from grpo_lightning.batching import InStep
-from grpo_lightning.checkpointing import write_whole
+from grpo_lightning.checkpointing import PolicyExport, whole_checkpoint, write_whole
 from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.policy import (
     Policy,
@@ -37,6 +37,20 @@ class ModelsOfARun(HeldOutLoops, ABC):
         self.reference: Policy | Unadapted | None = None
         self.has_moved_reference = False
         self.register_load_state_dict_post_hook(_forgive_what_is_left_out)  # type: ignore[no-untyped-call]
+        self.found_checkpoints: Sequence[Path] = ()
+
+    def take_checkpoints(self) -> None:
+        """Have the Trainer's checkpoints verified, and the policy written beside each."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy.checkpoint_io, PolicyExport):
+            strategy.checkpoint_io = PolicyExport(strategy.checkpoint_io, self.save_policy, self._choose_checkpoint)
+
+    def _choose_checkpoint(self, path: Path) -> Path:
+        """See `whole_checkpoint`: `found_checkpoints` are those that the run has found itself."""
+        chosen = whole_checkpoint(path, self.found_checkpoints)
+        if chosen != path:
+            self.trainer._checkpoint_connector._ckpt_path = str(chosen)  # what Lightning says that it has restored
+        return chosen
 
     @property
     def placement(self) -> Placement:

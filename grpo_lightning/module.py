@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from grpo_lightning.batching import Experience, Forward, IterationShape, Layout, SharedPrefix, usable_layout
 from grpo_lightning.batching.comparison import scored_groups
 from grpo_lightning.batching.minibatches import cut_into_minibatches, global_counts
-from grpo_lightning.checkpointing import PolicyExport
 from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
 from grpo_lightning.epochs import epoch_of, overfitted
@@ -311,8 +310,7 @@ class GRPOModule(RolloutsOfARun):
         self.check_gathering()
         if stage == "fit":
             check_trainer(self.trainer, self.shape)
-            io = self.trainer.strategy.checkpoint_io
-            self.trainer.strategy.checkpoint_io = PolicyExport(io, self.save_policy)
+        self.take_checkpoints()
 
     def configure_model(self) -> None:
         """Load the policy; copy the reference from it, where the objective needs one."""

@@ -4,11 +4,13 @@ import copy
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+from grpo_lightning.checkpointing.writing import write_file
 from grpo_lightning.cli import main
 from grpo_lightning.policy import CharacterPolicy, Policy, PretrainedPolicy
 
@@ -478,6 +480,62 @@ class TestCheckpoints:
     def test_that_is_no_checkpoint(self, config, capsys, no_step):
         Path("other.ckpt").write_text("hello")
         assert "other.ckpt" in mistake(capsys, config, "--ckpt_path", "other.ckpt")
+
+    def test_that_was_cut_off(self, config, capsys, checkpoint, no_model):
+        path = Path(checkpoint)
+        path.write_bytes(path.read_bytes()[:-5])
+        message = mistake(capsys, config, "--ckpt_path", checkpoint)
+        assert f"ckpt_path: {path.absolute()} is torn: it has {path.stat().st_size:,} bytes" in message
+
+    def test_of_which_a_bit_has_flipped(self, config, capsys, checkpoint, no_step):
+        content = bytearray(Path(checkpoint).read_bytes())
+        content[len(content) // 2] ^= 1
+        Path(checkpoint).write_bytes(content)
+        message = mistake(capsys, config, "--ckpt_path", checkpoint)
+        assert f"ckpt_path: {Path(checkpoint).absolute()} is damaged" in message
+
+    @pytest.fixture
+    def steps(self, monkeypatch):
+        """The optimizer's, one entry each."""
+        made, step = [], torch.optim.AdamW.step
+
+        def counted(self, *arguments, **settings):
+            made.append(self)
+            return step(self, *arguments, **settings)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+        return made
+
+    @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+    def test_of_those_that_a_run_finds_itself_torn_ones_are_skipped(self, config, steps):
+        kept = {"dirpath": "kept", "save_top_k": -1, "save_last": True, "every_n_train_steps": 1}
+        callbacks = [*config["trainer"]["callbacks"], {"class_path": "ModelCheckpoint", "init_args": kept}]
+        put(config, "trainer.callbacks", callbacks)
+        put(config, "trainer.enable_checkpointing", True)
+        fit(config)
+        for path in Path("kept").glob("*.ckpt"):
+            if path.stem == "last" or path.stem.endswith("step=2"):
+                path.write_bytes(path.read_bytes()[:-1])
+        steps.clear()
+        with pytest.warns(UserWarning, match=r"skipped, and the next older one looked for: .* is torn") as said:
+            fit(config, "--ckpt_path", "last")
+        assert sum("is skipped" in str(warning.message) for warning in said) == 2
+        assert len(steps) == 1, "from the first step to the second"
+
+    @pytest.mark.filterwarnings("ignore:The dirpath has changed")
+    def test_under_slurm_the_newest_whole_one_of_a_job_that_was_ended_is_taken(
+        self, config, checkpoint, steps, monkeypatch
+    ):
+        put(config, "trainer.default_root_dir", ".")
+        for number in (1, 2):
+            write_file(torch.load(checkpoint), Path(f"hpc_ckpt_{number}.ckpt"))
+        Path("hpc_ckpt_2.ckpt").write_text("")
+        slurm = SimpleNamespace(detect=lambda: True)
+        monkeypatch.setattr("grpo_lightning.checkpointing.search.SLURMEnvironment", slurm)
+        steps.clear()
+        with pytest.warns(UserWarning, match="hpc_ckpt_2.ckpt is skipped"):
+            fit(config)
+        assert len(steps) == 1
 
     def test_of_settings_that_cannot_be_resumed(self, config, capsys, checkpoint, no_step):
         put(config, "model.init_args.group_size", 4)

@@ -39,11 +39,6 @@ def requeueing_environment(trainer: Trainer) -> SLURMEnvironment | None:
     return environment if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
 
 
-def is_requeued(trainer: Trainer) -> bool:
-    """Whether this is a requeued job of SLURM's, which goes on from what it has saved."""
-    return SLURMEnvironment.detect() and trainer._checkpoint_connector._hpc_resume_path is not None
-
-
 def _last(trainer: Any) -> Path | None:
     """What ``--ckpt_path last`` finds; None where the run saves nothing."""
     callback = trainer.checkpoint_callback

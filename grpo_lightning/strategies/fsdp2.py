@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from grpo_lightning.checkpointing import PolicyExport
+from grpo_lightning.checkpointing.shards import FOLDER, read_rest, read_states, read_weights, save_shards
 from grpo_lightning.strategies.emptying import take_out
 from grpo_lightning.strategies.placement import Placement, norm_of
 
@@ -27,55 +24,117 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Fully sharded data parallelism over all ranks, on GPUs and on CPUs.
 
     Lightning's own class shards nothing by itself, and by default divides a machine by tensors, not by data.
-    Checkpoints are single files with the whole state, as the other strategies write them: a run resumes under any.
+    A run resumes under any other strategy, and any number of ranks.
 
     Args:
         compute_dtype: Of the weights in forward and backward. Weights, gradients, their reduction and the optimizer
             states stay in the policy's own precision; "bfloat16" is what GPUs are fast in.
+        checkpoint: "whole" for single files with the whole state, which the first rank puts together in its CPU's
+            memory; "sharded" for folders to which each rank writes its shards, for models whose state does not fit
+            there. All machines must see the folder.
         process_group_backend: Of torch.distributed; None takes what suits the device.
     """
 
     def __init__(
         self,
         compute_dtype: Literal["bfloat16", "float16"] | None = None,
+        checkpoint: Literal["whole", "sharded"] = "whole",
         process_group_backend: str | None = None,
     ) -> None:
         super().__init__(
             tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
+            save_distributed_checkpoint=checkpoint == "sharded",
             process_group_backend=process_group_backend,
         )
         self.compute_dtype = compute_dtype
+        self.checkpoint = checkpoint
 
     def setup_environment(self) -> None:
         """All ranks hold shards of one copy."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load weights and optimizer states, and leave the weights in what is returned, to be looked at."""
-        optimizers, self.optimizers = self.optimizers, []  # their states have numbers that Lightning's class misreads
-        try:
-            checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        finally:
-            self.optimizers = optimizers
-        whole = torch.load(checkpoint_path, mmap=True, map_location="cpu", weights_only=weights_only)
-        for optimizer, state in zip(optimizers, whole["optimizer_states"], strict=False):
-            self._load_optimizer(optimizer, state)
-        return {**checkpoint, "state_dict": whole["state_dict"]}
+    # Checkpoints
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights that the module saves: in shards, or whole on the first rank. A collective."""
+        return self._to_be_saved(self._saved_weights)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state on the first rank, under the numbers that any other strategy gives the weights."""
-        assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_optimizer_state_dict(self.model, optimizer, options=options)
-        return renamed(state, {name: number for number, name in enumerate(self._trained_names)})
+        """Likewise the optimizer's state, under the numbers that any other strategy gives the weights. A collective."""
+        state = optimizer.state_dict()
+        return {**state, "state": {number: self._to_be_saved(entries) for number, entries in state["state"].items()}}
 
-    def _load_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-        named = renamed(state, dict(enumerate(self._trained_names)))
-        set_optimizer_state_dict(self.model, optimizer, optim_state_dict=named, options=options)
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """One file, by the first rank, or a folder, by all. A collective."""
+        if self.checkpoint == "whole":
+            Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        weights = self._gathered(checkpoint["state_dict"])
+        if self.is_global_zero and isinstance(self.checkpoint_io, PolicyExport):
+            self.checkpoint_io.export(path, weights)
+        del weights
+        save_shards(path, checkpoint, self._trained_names)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """On every rank, but for its tensors: those of a file are mapped, those of a folder have shapes alone."""
+        path = Path(self.broadcast(checkpoint_path))
+        if isinstance(self.checkpoint_io, PolicyExport):
+            path = self.checkpoint_io.choose(path)
+        if path.is_dir():
+            return read_rest(path, weights_only=weights_only)
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        return checkpoint
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:  # noqa: ARG002
+        """Read each rank's share of the weights."""
+        saved = checkpoint["state_dict"]
+        weights = {name: weight for name, weight in self._saved_weights.items() if name in saved}
+        if FOLDER in checkpoint:
+            read_weights(Path(checkpoint[FOLDER]), weights)
+            return
+        for name, weight in weights.items():
+            weight.copy_(_cut_like(weight, saved[name]))
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """The optimizer's state is in the checkpoint."""
+        return True
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Read each rank's share of the states."""
+        (optimizer,), (saved,) = self.optimizers, checkpoint["optimizer_states"]
+        optimizer.load_state_dict({**saved, "state": {}})
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if FOLDER in checkpoint:
+            by_name = dict(zip(self._trained_names, weights, strict=True))
+            for name, entries in read_states(Path(checkpoint[FOLDER]), by_name).items():
+                optimizer.state[by_name[name]] = entries
+            return
+        for number, entries in saved["state"].items():
+            weight = weights[number]
+            optimizer.state[weight] = {
+                key: _cut_like(weight, value) if value.shape == weight.shape and value.dim() else value.clone()
+                for key, value in entries.items()
+            }
+
+    @property
+    def _saved_weights(self) -> dict[str, Tensor]:
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def _to_be_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors) if self.checkpoint == "sharded" else self._gathered(tensors)
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole on the CPU of the first rank; the others, which hold one at a time, have none. A collective."""
+        gathered = {}
+        for name, tensor in tensors.items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if self.is_global_zero:
+                gathered[name] = whole.cpu()
+        return gathered
 
     @property
     def _trained_names(self) -> list[str]:
@@ -194,17 +253,11 @@ class FSDP2Placement(Placement):
         return square.sqrt()
 
 
-def renamed(state: dict[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
-    """An optimizer's state with other names, or numbers, of the weights.
-
-    Args:
-        state: What `Optimizer.state_dict` returns, or nothing.
-        names: The new ones by the old ones.
-    """
-    if not state:
-        return {}
-    groups = [{**group, "params": [names[old] for old in group["params"]]} for group in state["param_groups"]]
-    return {"state": {names[old]: value for old, value in state["state"].items()}, "param_groups": groups}
+def _cut_like(weight: Tensor, whole: Tensor) -> Tensor:
+    """The shards of a whole tensor that every rank has, cut as a weight is."""
+    if not isinstance(weight, DTensor):
+        return whole
+    return distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
 
 
 def blocks_of(policy: nn.Module) -> list[nn.Module]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from grpo_lightning.checkpointing import PolicyExport
+from grpo_lightning.checkpointing.shards import read_whole
 from grpo_lightning.strategies.placement import Placement
 from grpo_lightning.strategies.zero_placement import ZeRO3Placement, ZeROPlacement
 from grpo_lightning.strategies.zero_state import (
@@ -38,10 +41,11 @@ class ZeROStrategy(DeepSpeedStrategy):
             stage 3 the weights. For models that do not fit otherwise; a step then takes much longer.
         zero_settings: Further entries of the section `zero_optimization` of DeepSpeed's configuration
             (https://www.deepspeed.ai/docs/config-json/), such as `reduce_bucket_size`.
+        checkpoint: As under `FSDP2Strategy`, but "sharded" is refused: see docs/scaling.md.
         process_group_backend: Of torch.distributed; None takes what suits the device.
 
     Raises:
-        ConfigurationError: DeepSpeed is not installed.
+        ConfigurationError: DeepSpeed is not installed, or checkpoints are to be sharded.
     """
 
     def __init__(
@@ -49,11 +53,17 @@ class ZeROStrategy(DeepSpeedStrategy):
         stage: Literal[1, 2, 3] = 2,
         offload: bool = False,
         zero_settings: dict[str, Any] | None = None,
+        checkpoint: Literal["whole", "sharded"] = "whole",
         process_group_backend: str | None = None,
     ) -> None:
         if find_spec("deepspeed") is None:
             raise ConfigurationError(
                 "trainer.strategy: ZeRO needs DeepSpeed: pip install 'grpo_lightning[deepspeed]', or set fsdp2."
+            )
+        if checkpoint != "whole":
+            raise ConfigurationError(
+                f"trainer.strategy.checkpoint: {checkpoint} is not for deepspeed_{stage}, whose shards no other "
+                "strategy, stage or number of ranks reads; set whole, or take fsdp2."
             )
         name_accelerator()
         super().__init__(
@@ -170,10 +180,13 @@ class ZeROStrategy(DeepSpeedStrategy):
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """On every rank; tensors are mapped, not read."""
-        checkpoint: dict[str, Any] = torch.load(
-            checkpoint_path, mmap=True, map_location="cpu", weights_only=weights_only
-        )
+        """On every rank; tensors of a file are mapped, not read."""
+        path = Path(checkpoint_path)
+        if isinstance(self.checkpoint_io, PolicyExport):
+            path = self.checkpoint_io.choose(path)
+        if path.is_dir():
+            return read_whole(path, weights_only=weights_only)
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         return checkpoint
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:  # noqa: ARG002

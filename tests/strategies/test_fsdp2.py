@@ -25,7 +25,10 @@ def folder(tmp_path_factory):
 def sharded(folder):
     """The whole run on two ranks, and a checkpoint of its middle."""
     return replay.two_ranks(
-        folder / "sharded", strategy="fsdp2", **SETTINGS, save_at=[(SAVED_AT, str(folder / "sharded.ckpt"))]
+        folder / "sharded",
+        strategy="fsdp2",
+        **SETTINGS,
+        save_at=[(1, str(folder / "first.ckpt")), (SAVED_AT, str(folder / "sharded.ckpt"))],
     )
 
 
@@ -80,6 +83,13 @@ def test_it_goes_on_bit_for_bit(folder, sharded):
         assert all(map(torch.equal, after["weights"], before["weights"][-UPDATES_AFTER:]))
         assert after["metrics"] == before["metrics"][-UPDATES_AFTER:]
         assert after["tokens"] == before["tokens"]
+
+
+def test_before_its_first_step_the_optimizer_has_no_states_and_gets_none(folder, sharded):
+    assert torch.load(folder / "first.ckpt")["optimizer_states"][0]["state"] == {}
+    first, _ = replay.two_ranks(folder / "anew", strategy="fsdp2", **SETTINGS, ckpt_path=str(folder / "first.ckpt"))
+    assert all(map(torch.equal, first["weights"], sharded[0]["weights"]))
+    assert len(first["weights"]) == len(sharded[0]["weights"])
 
 
 def test_it_goes_on_in_one_process(folder, sharded):

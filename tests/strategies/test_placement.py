@@ -47,6 +47,12 @@ def test_zero_says_what_to_install(monkeypatch):
         ZeROStrategy(stage=2)
 
 
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
+def test_zero_has_no_sharded_checkpoints():
+    with pytest.raises(ConfigurationError, match=r"trainer.strategy.checkpoint: sharded is not for deepspeed_3"):
+        ZeROStrategy(stage=3, checkpoint="sharded")
+
+
 @pytest.mark.parametrize("name", ["deepspeed", "deepspeed_stage_2", "deepspeed_stage_3_offload"])
 def test_a_name_of_lightnings_own_says_which_to_set(name):
     with pytest.raises(ConfigurationError, match=f"trainer.strategy: {name} .*deepspeed_1, deepspeed_2 or deepspeed_3"):

@@ -1,0 +1,158 @@
+"""Files and folders that are written aside, and take their place when they are whole.
+
+What is not whole yet lies in a folder ``.unfinished`` beside: nobody who looks for checkpoints takes it for one, and
+the next one that is written clears away what a run has left that was killed.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
+
+import torch
+
+from grpo_lightning.checkpointing.manifest import (
+    IN_FOLDER,
+    Content,
+    content_of,
+    manifest_of,
+    read_manifest,
+    write_manifest,
+)
+
+UNFINISHED, REPLACED = ".unfinished", ".replaced"
+
+ONE_AT_A_TIME = Lock()
+"""Of the threads of a process: a checkpoint may be written behind a run's back, and clears away what is unfinished."""
+
+
+def aside(path: Path) -> Path:
+    """Where that lies which is to take its place at `path`."""
+    return path.parent / UNFINISHED / path.name
+
+
+def begin(path: Path) -> Path:
+    """Make room for it."""
+    unfinished = aside(path)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    remove(unfinished)
+    return unfinished
+
+
+def clear(folder: Path) -> None:
+    """Clear away what a killed run has left of checkpoints in a folder.
+
+    One in a folder of its own that was whole, and only had to take its place, takes it.
+    """
+    for rest in (folder / UNFINISHED).glob("*"):
+        place = folder / rest.name
+        is_whole = (rest / IN_FOLDER).is_file() and not rest.name.endswith(REPLACED)
+        if is_whole and not place.exists():
+            rest.rename(place)
+        else:
+            remove(rest)
+
+
+def finish(unfinished: Path, path: Path) -> None:
+    """Let it take its place, whatever is there."""
+    replaced = unfinished.with_name(path.name + REPLACED)
+    if path.is_dir() and not path.is_symlink():
+        path.rename(replaced)
+    elif unfinished.is_dir():
+        path.unlink(missing_ok=True)
+    unfinished.replace(path)
+    _sync(path.parent)
+    remove(replaced)
+    with suppress(OSError):  # there may be others
+        unfinished.parent.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder whole or not at all."""
+    with ONE_AT_A_TIME:
+        unfinished = begin(folder)
+        write(unfinished)
+        finish(unfinished, folder)
+
+
+def write_file(content: Any, path: Path) -> None:
+    """Write what `torch.load` reads, and its manifest, whole or not at all.
+
+    Until the file has taken its place, the manifest allows what is there too: at every moment they agree.
+    """
+    path = path.parent.resolve() / path.name
+    with ONE_AT_A_TIME:
+        clear(path.parent)
+        unfinished = begin(path)
+        written = save_synced(content, unfinished)
+        before = [_present_content(path)] if path.is_file() and not path.is_symlink() else []
+        manifest = path.with_name(f"{path.name}.{IN_FOLDER}")
+        write_manifest(manifest, {path.name: [written, *before]})
+        finish(unfinished, path)
+        if before:
+            write_manifest(manifest, {path.name: [written]})
+
+
+def save_synced(content: Any, path: Path) -> Content:
+    """`torch.save` to the disk itself, not to a cache of it alone. Returns what was written."""
+    with path.open("wb") as file:
+        hashed = _Hashed(file)
+        torch.save(content, hashed)  # type: ignore[arg-type]  # it is asked to write and to flush alone
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.content
+
+
+def _present_content(path: Path) -> Content:
+    """What the manifest says that a file holds; where that leaves a doubt, the file is read."""
+    manifest = manifest_of(path)
+    contents = read_manifest(manifest) if manifest.exists() else None
+    allowed = (contents or {}).get(path.name, ())
+    return allowed[0] if len(allowed) == 1 else content_of(path)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder outlast a failure of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Hashed:
+    """A file that is written from its beginning to its end, and hashed on the way: it is never held whole.
+
+    Args:
+        file: Where the bytes go.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash, self._size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """Write and count."""
+        self._hash.update(data)
+        self._size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Pass it on."""
+        self._file.flush()
+
+    @property
+    def content(self) -> Content:
+        """What was written."""
+        return Content(self._size, self._hash.hexdigest())

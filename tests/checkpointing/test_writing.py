@@ -1,0 +1,159 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_lightning.checkpointing import problem_of
+from grpo_lightning.checkpointing.manifest import IN_FOLDER, content_of, read_manifest, write_manifest
+from grpo_lightning.checkpointing.writing import begin, clear, finish, write_file, write_whole
+
+
+def write_version(number):
+    """Writes a folder of two files."""
+
+    def write(folder):
+        folder.mkdir()
+        (folder / "weights").write_text(str(number))
+        (folder / f"only_in_{number}").write_text("")
+
+    return write
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Does something and is killed when it comes to a step."""
+
+    def do(step, function, *arguments):
+        def die(*arguments, **settings):
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(step, die)
+            with pytest.raises(Killed):
+                function(*arguments)
+
+    return do
+
+
+class TestWriteWhole:
+    def test_makes_the_folder_and_those_above_it(self, tmp_path):
+        write_whole(tmp_path / "a" / "b", write_version(1))
+        assert names(tmp_path / "a" / "b") == ["only_in_1", "weights"]
+
+    def test_replaces_the_folder_and_leaves_nothing_of_the_old_one(self, tmp_path):
+        for number in (1, 2):
+            write_whole(tmp_path / "policy", write_version(number))
+        assert names(tmp_path / "policy") == ["only_in_2", "weights"]
+        assert names(tmp_path) == ["policy"]
+
+    def test_leaves_the_old_folder_as_it_was_when_the_new_one_cannot_be_finished(self, tmp_path):
+        def break_off(folder):
+            write_version(2)(folder)
+            raise OSError("no space left")
+
+        write_whole(tmp_path / "policy", write_version(1))
+        with pytest.raises(OSError, match="no space left"):
+            write_whole(tmp_path / "policy", break_off)
+        assert (tmp_path / "policy" / "weights").read_text() == "1"
+        assert names(tmp_path / "policy") == ["only_in_1", "weights"]
+
+    def test_begins_anew_where_it_was_broken_off_before(self, tmp_path):
+        unfinished = tmp_path / ".unfinished" / "policy"
+        unfinished.mkdir(parents=True)
+        (unfinished / "rest").write_text("")
+        write_whole(tmp_path / "policy", write_version(1))
+        assert names(tmp_path / "policy") == ["only_in_1", "weights"]
+
+    def test_leaves_what_another_writes_beside(self, tmp_path):
+        other = tmp_path / ".unfinished" / "other"
+        other.mkdir(parents=True)
+        write_whole(tmp_path / "policy", write_version(1))
+        assert other.exists()
+
+
+class TestWriteFile:
+    def test_a_file_comes_with_its_size_and_sha256(self, tmp_path):
+        path = tmp_path / "a.ckpt"
+        write_file({"weight": torch.arange(10000)}, path)
+        assert names(tmp_path) == ["a.ckpt", "a.ckpt.manifest.json"]
+        assert torch.equal(torch.load(path)["weight"], torch.arange(10000))
+        assert read_manifest(tmp_path / "a.ckpt.manifest.json") == {"a.ckpt": [content_of(path)]}
+
+    @pytest.mark.parametrize("step", ["torch.save", "write_manifest", "finish", "os.fsync"])
+    def test_whenever_a_save_is_cut_off_the_file_before_is_whole(self, tmp_path, killed, step):
+        path = tmp_path / "a.ckpt"
+        write_file(1, path)
+        killed(f"grpo_lightning.checkpointing.writing.{step}", write_file, 2, path)
+        assert (problem_of(path), torch.load(path)) == (None, 1)
+        write_file(3, path)
+        assert (problem_of(path), torch.load(path)) == (None, 3)
+        assert names(tmp_path) == ["a.ckpt", "a.ckpt.manifest.json"]
+
+    def test_cut_off_when_it_has_taken_its_place_the_new_file_is_whole(self, tmp_path, killed):
+        path = tmp_path / "a.ckpt"
+        write_file(1, path)
+        killed("grpo_lightning.checkpointing.writing._sync", write_file, 2, path)
+        assert (problem_of(path), torch.load(path)) == (None, 2)
+
+    def test_a_file_of_an_earlier_version_is_whole_until_it_is_replaced(self, tmp_path, killed):
+        path = tmp_path / "a.ckpt"
+        torch.save(1, path)
+        killed("grpo_lightning.checkpointing.writing.finish", write_file, 2, path)
+        assert (problem_of(path), torch.load(path)) == (None, 1)
+
+    def test_a_link_is_replaced_and_what_it_points_to_left_alone(self, tmp_path):
+        write_file(1, tmp_path / "a.ckpt")
+        (tmp_path / "last.ckpt").symlink_to("a.ckpt")
+        assert problem_of(tmp_path / "last.ckpt") is None
+        write_file(2, tmp_path / "last.ckpt")
+        assert [torch.load(tmp_path / name) for name in ("a.ckpt", "last.ckpt")] == [1, 2]
+        assert problem_of(tmp_path / "a.ckpt") is problem_of(tmp_path / "last.ckpt") is None
+
+    def test_a_folder_and_a_file_take_each_others_place(self, tmp_path):
+        path = tmp_path / "a.ckpt"
+        write_whole(path, write_version(1))
+        write_file(2, path)
+        assert torch.load(path) == 2
+        write_whole(path, write_version(3))
+        assert names(path) == ["only_in_3", "weights"]
+
+
+class TestFolders:
+    """Of shards, whose manifest is written last."""
+
+    @staticmethod
+    def write(number):
+        def write(folder):
+            write_version(number)(folder)
+            write_manifest(folder / IN_FOLDER, {"weights": [content_of(folder / "weights")]})
+
+        return write
+
+    @pytest.mark.parametrize(
+        ("step", "version"),
+        [
+            ("pathlib.Path.rename", "1"),  # of the old folder, which is put aside
+            ("pathlib.Path.replace", "2"),  # by the new one
+            ("grpo_lightning.checkpointing.writing._sync", "2"),
+            ("grpo_lightning.checkpointing.writing.remove", "2"),
+        ],
+    )
+    def test_cut_off_between_two_names_one_version_is_whole_and_takes_its_place(self, tmp_path, killed, step, version):
+        path = tmp_path / "last.ckpt"
+        write_whole(path, self.write(1))
+        unfinished = begin(path)
+        self.write(2)(unfinished)
+        killed(step, finish, unfinished, path)
+        clear(tmp_path)
+        assert (path / "weights").read_text() == version
+        assert problem_of(path) is None
+        write_whole(path, self.write(3))
+        assert names(tmp_path) == ["last.ckpt"]
