@@ -14,7 +14,8 @@ SAVES = {"enable_checkpointing": True}
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """All but the manifests, of which each checkpoint has one."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".manifest.json"))
 
 
 def load(path):
