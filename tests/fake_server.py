@@ -24,6 +24,7 @@ class FakeServer(ThreadingHTTPServer):
     """
 
     daemon_threads = False  # `server_close` waits for what it computes
+    request_queue_size = 64  # all requests of a rollout come at once; a connection that does not fit is reset
 
     def __init__(self, model, tokenizer):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -136,9 +136,9 @@ def test_a_resumed_run_tells_of_the_whole_run(tmp_path):
     state["wall_seconds"] = 1000.0  # as if the first part had been long
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     checkpoint["callbacks"]["RunSummary"] = state
-    torch.save(checkpoint, tmp_path / "a.ckpt")
+    torch.save(checkpoint, tmp_path / "longer.ckpt")
     counter = Evaluations()
-    train(tmp_path / "b", counter, ckpt_path=tmp_path / "a.ckpt")
+    train(tmp_path / "b", counter, ckpt_path=tmp_path / "longer.ckpt")
     whole, resumed = summary(tmp_path / "a"), summary(tmp_path / "b")
     assert len(counter.batches) == 1  # after, not before
     assert resumed["wall_seconds"] > 1000
