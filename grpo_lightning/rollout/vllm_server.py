@@ -116,18 +116,22 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         for repetition in range(_MAX_REPETITIONS + 1):
             self._is_behind |= self._await_servers()
             try:
-                with self._watched():
-                    found = attempt()
-                    with together():
-                        if is_first_rank():
-                            self._check_same(self._instances)
-                return found
+                return self._unless_lost(attempt)
             except ServerError as error:
                 lost = error
             self._instances = []
             if repetition < _MAX_REPETITIONS:
                 rank_zero_info(f"A rollout is thrown away and drawn again from weights that are sent again: {lost}")
         raise ServerError(f"model.engine.urls: {_MAX_REPETITIONS + 1} rollouts in turn were lost, the last: {lost}")
+
+    def _unless_lost(self, attempt: Callable[[], T]) -> T:
+        """What an attempt gives, of servers that are the same before and after it. A collective."""
+        with self._watched():
+            found = attempt()
+            with together():
+                if is_first_rank():
+                    self._check_same(self._instances)
+        return found
 
     def synchronise(self) -> None:
         """As every engine with a copy, and note which servers they are that hold the weights."""
