@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from grpo_lightning.checkpointing.manifest import IN_FOLDER
-from grpo_lightning.checkpointing.writing import UNFINISHED
+from grpo_lightning.checkpointing.writing import REPLACED, UNFINISHED
 
 
 def found_checkpoints(trainer: Trainer, ckpt_path: str | None) -> list[Path]:
@@ -28,9 +28,15 @@ def found_checkpoints(trainer: Trainer, ckpt_path: str | None) -> list[Path]:
 
 
 def in_folder(folder: Path) -> Iterator[Path]:
-    """The checkpoints in a folder, and those in folders of their own that only had to take their place there."""
+    """The checkpoints in a folder, and those in folders of their own that were to take their place there, or made room.
+
+    The latter count where nothing has taken their place.
+    """
     yield from folder.glob("*.ckpt")
-    yield from (manifest.parent for manifest in (folder / UNFINISHED).glob(f"*.ckpt/{IN_FOLDER}"))
+    for manifest in (folder / UNFINISHED).glob(f"*/{IN_FOLDER}"):
+        rest = manifest.parent
+        if rest.name.endswith(".ckpt") or not (folder / rest.name.removesuffix(REPLACED)).exists():
+            yield rest
 
 
 def by_age(checkpoints: Iterable[Path]) -> list[Path]:

@@ -46,12 +46,13 @@ def begin(path: Path) -> Path:
 def clear(folder: Path) -> None:
     """Clear away what a killed run has left of checkpoints in a folder.
 
-    One in a folder of its own that was whole, and only had to take its place, takes it.
+    One in a folder of its own that was whole, and only had to take its place, takes it; so does one that was put aside
+    for something that has not taken its place.
     """
-    for rest in (folder / UNFINISHED).glob("*"):
-        place = folder / rest.name
-        is_whole = (rest / IN_FOLDER).is_file() and not rest.name.endswith(REPLACED)
-        if is_whole and not place.exists():
+    rests = sorted((folder / UNFINISHED).glob("*"), key=lambda rest: rest.name.endswith(REPLACED))  # what is new first
+    for rest in rests:
+        place = folder / rest.name.removesuffix(REPLACED)
+        if (rest / IN_FOLDER).is_file() and not place.exists():
             rest.rename(place)
         else:
             remove(rest)

@@ -5,6 +5,7 @@ import torch
 
 from grpo_lightning.checkpointing import problem_of
 from grpo_lightning.checkpointing.manifest import IN_FOLDER, content_of, read_manifest, write_manifest
+from grpo_lightning.checkpointing.search import in_folder
 from grpo_lightning.checkpointing.writing import begin, clear, finish, write_file, write_whole
 
 
@@ -157,3 +158,15 @@ class TestFolders:
         assert problem_of(path) is None
         write_whole(path, self.write(3))
         assert names(tmp_path) == ["last.ckpt"]
+
+    def test_cut_off_when_a_file_was_to_take_its_place_the_folder_is_found_and_takes_it_again(self, tmp_path, killed):
+        path = tmp_path / "last.ckpt"
+        write_whole(path, self.write(1))
+        unfinished = begin(path)
+        torch.save(2, unfinished)
+        killed("pathlib.Path.replace", finish, unfinished, path)
+        (found,) = in_folder(tmp_path)
+        assert problem_of(found) is None
+        clear(tmp_path)
+        assert (path / "weights").read_text() == "1"
+        assert list(in_folder(tmp_path)) == [path]
