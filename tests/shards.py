@@ -85,7 +85,7 @@ def held_bytes(trainer: Trainer) -> dict[str, int]:
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     stepped: Iterable[Tensor] = ()
     if isinstance(trainer.strategy, ZeROStrategy):
-        gradients += [part for part in chain(*optimizer.averaged_gradients.values()) if part is not None]
+        gradients += [part for part in chain(*filter(None, optimizer.averaged_gradients.values())) if part is not None]
         optimizer = optimizer.optimizer
         stepped = chain(*(group["params"] for group in optimizer.param_groups))
     states = chain(*(state.values() for state in optimizer.state.values()))
