@@ -7,6 +7,7 @@ printed here and not beside the properties, because the process that prints it c
 import os
 
 import pytest
+import torch
 
 CAUGHT_FACTOR = 1000
 """A defect is caught where it makes the error this many tolerances."""
@@ -48,12 +49,14 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def environment():
-    """As it was, after each test: a Trainer that launches ranks writes theirs into it.
+    """As it was, after each test: a Trainer that launches ranks writes theirs into it, and one rank stays in its group.
 
     The next world of ranks would take itself for a part of that one, and wait.
     """
     before = dict(os.environ)
     yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     changed = {name for name in before | os.environ if before.get(name) != os.environ.get(name)}
     for name in changed - {"PYTEST_CURRENT_TEST"}:
         if name in before:

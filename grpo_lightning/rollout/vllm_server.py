@@ -99,13 +99,10 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
             WeightSyncError: See `generate`.
         """
         wanted = self._until_kept(partial(self.hand_over, requests, sampling, coordinates))
-        instances = of_first_rank(self._instances)
 
         def draw() -> list[Completion]:
             with self._watched():
-                completions = self.draw(wanted, sampling, coordinates) if wanted else []
-                self._check_same(instances)
-            return completions
+                return self.draw(wanted, sampling, coordinates) if wanted else []
 
         return draw
 
@@ -116,7 +113,8 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         for repetition in range(_MAX_REPETITIONS + 1):
             self._is_behind |= self._await_servers()
             try:
-                return self._unless_lost(attempt)
+                with self._watched():
+                    return attempt()
             except ServerError as error:
                 lost = error
             self._instances = []
@@ -124,20 +122,12 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
                 rank_zero_info(f"A rollout is thrown away and drawn again from weights that are sent again: {lost}")
         raise ServerError(f"model.engine.urls: {_MAX_REPETITIONS + 1} rollouts in turn were lost, the last: {lost}")
 
-    def _unless_lost(self, attempt: Callable[[], T]) -> T:
-        """What an attempt gives, of servers that are the same before and after it. A collective."""
-        with self._watched():
-            found = attempt()
-            with together():
-                if is_first_rank():
-                    self._check_same(self._instances)
-        return found
-
     def synchronise(self) -> None:
         """As every engine with a copy, and note which servers they are that hold the weights."""
         super().synchronise()
         with together():
             self._instances = self._running() if is_first_rank() else []
+        self._instances = of_first_rank(self._instances)
 
     def send(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Write the tensors to files, one part after the other, and have each server read them."""
@@ -158,7 +148,8 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
     def draw(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
     ) -> list[Completion]:
-        """Draw the completions, each by a request of its own."""
+        """Draw the completions, each by a request of its own, from servers that are the same before and after it."""
+        instances = self._instances
         settings = {**vllm_sampling(sampling, self._eos_token_ids), "return_token_ids": True}
         del settings["detokenize"]
         prompts = [list(request.token_ids) for request in requests for _ in range(request.num_completions)]
@@ -176,11 +167,13 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
 
         with ThreadPool(min(self._max_requests, len(bodies))) as pool:  # of daemons, which no process waits for
             try:
-                return list(pool.imap(complete, zip(servers, bodies, strict=True)))
+                completions = list(pool.imap(complete, zip(servers, bodies, strict=True)))
             except BaseException:
                 is_over.set()
                 self._hang_up("another request failed")
                 raise
+        self._check_same(instances)
+        return completions
 
     def _complete(self, server: Server, body: dict[str, Any]) -> Completion:
         drawn = server.complete(body, timeout=self._timeout)

@@ -67,6 +67,13 @@ def test_a_rollout_with_a_lost_answer_is_drawn_again_whole(server, engine, expec
     assert "A rollout is thrown away and drawn again from weights that are sent again: " in caplog.text
 
 
+def test_the_completion_that_is_compared_was_drawn_from_weights_that_somebody_else_sent(
+    server, engine, expected, ragged_requests, coordinates
+):
+    server.faults = ["sent_other_weights"]
+    assert engine.generate(ragged_requests, SAMPLING, coordinates) == expected
+
+
 @pytest.fixture
 def impatient(server, model, tokenizer):
     engine = VLLMServerEngine([server.url], max_requests=4, patience_seconds=2)
