@@ -43,7 +43,7 @@ test-slow: $(DEV)/installed
 test-strategies: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -m strategies tests/strategies
 
-# Then `python -m tools.strategy_table` prints the table of docs/strategies.md.
+# Then `python -m tools.strategy_table` writes the table of docs/strategies.md.
 test-strategies-all: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -m strategies_all tests/strategies --strategy-table docs/figures/strategies.json
 

@@ -1,14 +1,23 @@
-"""The parity table of the strategies, from what `make test-strategies-all` wrote: `python -m tools.strategy_table`."""
+"""The parity table of the strategies, from what `make test-strategies-all` wrote, into docs/strategies.md.
+
+python -m tools.strategy_table
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).parents[1] / "docs" / "figures" / "strategies.json"
+from tools.marked import with_part
+
+DOCS = Path(__file__).parents[1] / "docs"
+FILE, PAGE = DOCS / "figures" / "strategies.json", DOCS / "strategies.md"
+COMMAND = "python -m tools.strategy_table"
 WIDTHS = {"accumulate": 1, "trained": 4, "layout": 13}
 """Of the settings of a check."""
 NOT_APPLICABLE = "n/a"
+PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "peft")
+NOT_MEASURED = "Not there yet: `make test-strategies-all`, then `python -m tools.strategy_table`, write the table here."
 
 Row = Mapping[str, Any]
 """A cell: its strategy, ranks, check and settings, and either `measures` or `why_not`."""
@@ -86,6 +95,26 @@ def _places(rows: Sequence[Row]) -> str:
     return f"{' and '.join(strategies)} on {' and '.join(map(str, ranks))}"
 
 
+def written(measured: Mapping[str, Any]) -> str:
+    """What stands on the page: the table, where it was made, and what does not apply.
+
+    Args:
+        measured: What is in ``strategies.json``.
+    """
+    conditions, rows = measured["conditions"], measured["rows"]
+    ran = [row for row in rows if "why_not" not in row]
+    versions = ", ".join(f"{name} {conditions[name]}" for name in PACKAGES)
+    return "\n\n".join(
+        [
+            page(rows),
+            f"{len(ran)} cells that ran, {len(missed(ran))} missed, and {len(rows) - len(ran)} that do not apply. "
+            f"{conditions['processor']}, {conditions['cores']} cores, {versions} "
+            "([figures/strategies.json](figures/strategies.json)).",
+            "What does not apply, and why:",
+            reasons(rows),
+        ]
+    )
+
+
 if __name__ == "__main__":
-    rows = json.loads(FILE.read_text())["rows"]
-    print(page(rows), reasons(rows), sep="\n\n")
+    PAGE.write_text(with_part(PAGE.read_text(), COMMAND, written(json.loads(FILE.read_text()))))

@@ -7,9 +7,7 @@ from pathlib import Path
 from strategies.cells import CELLS
 
 from tools.benchmark.machine import describe
-from tools.strategy_table import cell_of, lines, missed
-
-PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "peft")
+from tools.strategy_table import PACKAGES, cell_of, lines, missed
 
 
 def pytest_addoption(parser):

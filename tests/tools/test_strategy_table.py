@@ -1,8 +1,11 @@
+import json
+
 from strategies.cells import CELLS, FEW
 
 from tools import strategy_table
+from tools.marked import with_part
 
-PAGE = (strategy_table.FILE.parents[1] / "strategies.md").read_text()
+PAGE = strategy_table.PAGE.read_text()
 
 
 def row(strategy, ranks, layout, *measured, tolerance=1e-6):
@@ -57,3 +60,13 @@ def test_the_page_has_the_reasons():
 def test_the_page_says_how_many_cells_there_are():
     assert f"# {len(FEW)} cells:" in PAGE
     assert f"# all {len(CELLS)}," in PAGE
+
+
+def test_the_page_has_the_committed_table_or_says_that_there_is_none():
+    if not strategy_table.FILE.exists():
+        assert with_part(PAGE, strategy_table.COMMAND, strategy_table.NOT_MEASURED) == PAGE
+        return
+    measured = json.loads(strategy_table.FILE.read_text())
+    assert with_part(PAGE, strategy_table.COMMAND, strategy_table.written(measured)) == PAGE
+    assert [strategy_table.cell_of(row) for row in measured["rows"]] == [cell.row for cell in CELLS]
+    assert not strategy_table.missed(measured["rows"])

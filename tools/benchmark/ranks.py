@@ -29,6 +29,7 @@ from tools.benchmark.arguments import positive
 from tools.benchmark.model_folder import write_model_folder
 from tools.benchmark.protocol import Worker
 from tools.benchmark.workloads import WORKLOADS
+from tools.marked import with_part
 
 ALONE = "alone"
 STRATEGIES = {ALONE: ("auto", 1), "ddp": ("ddp", 2), "fsdp2": ("fsdp2", 2)}
@@ -37,7 +38,7 @@ AIM = 0.9
 WARM_UP = 2
 WORKLOAD = "W1"
 DOCS = Path(__file__).parents[2] / "docs"
-BEGIN, END = "<!-- what python -m tools.benchmark.ranks writes -->", "<!-- end -->"
+COMMAND = "python -m tools.benchmark.ranks"
 NOT_MEASURED = "Not measured yet: `python -m tools.benchmark.ranks` on a quiet machine writes the table here."
 
 
@@ -115,13 +116,6 @@ def table(measured: Mapping[str, Any]) -> str:
     )
 
 
-def with_table(page: str, text: str) -> str:
-    """A page with another text between its marks."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; 1 where the machine is busy or too small."""
     settings = _parser().parse_args(arguments)
@@ -146,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     (settings.docs / "figures").mkdir(parents=True, exist_ok=True)
     (settings.docs / "figures" / "ranks.json").write_text(json.dumps(measured, indent=1) + "\n")
     page = settings.docs / "scaling.md"
-    page.write_text(with_table(page.read_text(), table(measured)))
+    page.write_text(with_part(page.read_text(), COMMAND, table(measured)))
     return 0
 
 

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from tools.benchmark import machine, ranks
-from tools.benchmark.ranks import DOCS, Throughput, main, table, with_table
+from tools.benchmark.ranks import COMMAND, DOCS, Throughput, main, table
 from tools.benchmark.workloads import WORKLOADS, for_ranks
+from tools.marked import END, begin, with_part
 
-PAGE = f"# Scaling\n\n{ranks.BEGIN}\n\n{ranks.NOT_MEASURED}\n\n{ranks.END}\n\nMore.\n"
+PAGE = f"# Scaling\n\n{begin(COMMAND)}\n\n{ranks.NOT_MEASURED}\n\n{END}\n\nMore.\n"
 
 
 def test_each_rank_has_the_work_of_one():
@@ -22,20 +23,13 @@ def test_throughput_is_the_median_of_what_rounds_say():
     assert Throughput(strategy="ddp", seconds=[2, 10, 5], alone_seconds=[1, 10, 4]).per_rank == 0.8
 
 
-def test_the_table_goes_between_its_marks_again_and_again():
-    once = with_table(PAGE, "| new |")
-    assert "| new |" in once
-    assert ranks.NOT_MEASURED not in once
-    assert with_table(once, ranks.NOT_MEASURED) == PAGE
-
-
 def test_the_page_has_the_committed_figures_or_says_that_there_are_none():
     file, page = DOCS / "figures" / "ranks.json", (DOCS / "scaling.md").read_text()
     if not file.exists():
-        assert with_table(page, ranks.NOT_MEASURED) == page
+        assert with_part(page, COMMAND, ranks.NOT_MEASURED) == page
         return
     measured = json.loads(file.read_text())
-    assert with_table(page, table(measured)) == page
+    assert with_part(page, COMMAND, table(measured)) == page
     conditions = measured["conditions"]
     assert conditions["is_a_measurement"]
     assert not conditions["is_reduced"]
