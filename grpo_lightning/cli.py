@@ -26,11 +26,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 import grpo_lightning
 import grpo_lightning.callbacks
 from grpo_lightning import chat, merging, planning
+from grpo_lightning.admission import CheckedBeforehand
 from grpo_lightning.checkpointing import found_checkpoints, problem_of
 from grpo_lightning.cold_start import make_missing_policy
 from grpo_lightning.models import ModelsOfARun
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense
-from grpo_lightning.run_folder import set_aside
+from grpo_lightning.run_folder import put_back, set_aside
 from grpo_lightning.strategies import name_accelerator
 from grpo_lightning.types import ConfigurationError
 
@@ -108,6 +109,9 @@ _MISTAKES = (ConfigurationError, MisconfigurationException)
 class _CommandLine(LightningCLI):
     """Lightning's command line with one seed for everything and the policy made first where it is missing."""
 
+    _earlier: Path | None = None
+    """Where the earlier run is that this one has moved."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for owner in ("model", "data"):
             parser.link_arguments(("seed_everything", owner), f"{owner}.init_args.seed", compute_fn=_the_seed)
@@ -120,15 +124,26 @@ class _CommandLine(LightningCLI):
         """Leave the settings alone: Lightning would let the checkpoint's win over the command line's, unsaid."""
 
     def before_instantiate_classes(self) -> None:
-        settings = self.config[self.subcommand]
-        _require_checkpoint(settings.get("ckpt_path"))
+        _require_checkpoint(self.config[self.subcommand].get("ckpt_path"))
+
+    def before_fit(self) -> None:
+        """Refuse what cannot be run, then make the policy where it is missing; a new run has a folder of its own."""
+        checked = self.model if isinstance(self.model, CheckedBeforehand) else None
+        if checked is not None:
+            checked.check_settings(self.trainer)
+        self._make_missing_policy()
+        if checked is not None:
+            checked.check_inputs(self.trainer, self.datamodule)
+        self._set_aside()
+
+    def _make_missing_policy(self) -> None:
+        settings = self.config["fit"]
         policy = settings.get("model.init_args.policy")
-        if self.subcommand == "fit" and isinstance(policy, Namespace):
+        if isinstance(policy, Namespace):
             is_resumed = settings.get("ckpt_path") is not None
             make_missing_policy(policy, seed=int(settings["seed_everything"]), is_resumed=is_resumed)
 
-    def before_fit(self) -> None:
-        """A new run begins in a folder of its own."""
+    def _set_aside(self) -> None:
         settings = self.config["fit"]
         # Asked of the environment: the strategy does not know its rank yet.
         is_first = getattr(rank_zero_only, "rank", 0) == 0
@@ -137,9 +152,19 @@ class _CommandLine(LightningCLI):
                 "model.policy.path": settings.get("model.init_args.policy.init_args.path"),
                 "model.lora.from_adapter": settings.get("model.init_args.lora.from_adapter"),
             }
-            earlier = set_aside(self.trainer, in_use=in_use)
+            self._earlier = earlier = set_aside(self.trainer, in_use=in_use)
             if earlier is not None:
                 print(f"An earlier run was moved to {earlier}. To go on with one, give its --ckpt_path.", flush=True)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """With the earlier run where it was, if this one is refused later than it should have been."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if self._earlier is not None and _mistake_in(error) is not None and not self.trainer.global_step:
+                put_back(self._earlier)
+                print("The earlier run was moved back: this one has not begun.", flush=True)
+            raise
 
     @cached_property
     def _found_checkpoints(self) -> list[Path]:
@@ -213,12 +238,16 @@ def _mistakes_without_traceback() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        mistake = next((cause for cause in _causes(error) if isinstance(cause, _MISTAKES)), None)
+        mistake = _mistake_in(error)
         if mistake is not None:
             _exit(str(mistake))
         if isinstance(error, ArgumentError):
             _exit(condense(str(error)))
         raise
+
+
+def _mistake_in(error: BaseException) -> BaseException | None:
+    return next((cause for cause in _causes(error) if isinstance(cause, _MISTAKES)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from jsonargparse import Namespace
+from yaml import YAMLError, safe_load
 
 from grpo_lightning.types import ConfigurationError
 
@@ -30,7 +31,8 @@ def make_missing_policy(policy: Namespace, *, seed: int, is_resumed: bool = Fals
         is_resumed: Whether the run goes on from a checkpoint, whose reference an existing folder is.
 
     Raises:
-        ConfigurationError: The config does not exist, its `fit` failed, or it did not write the folder.
+        ConfigurationError: The config does not exist, or makes another folder; its `fit` failed, or did not write the
+            folder.
     """
     settings = policy.get("init_args") or {}
     config, path = settings.get("made_by"), settings.get("path")
@@ -48,10 +50,27 @@ def make_missing_policy(policy: Namespace, *, seed: int, is_resumed: bool = Fals
     unfinished = folder.with_name(f".{folder.name}.{RECORD}")
     if _is_policy(folder) and _recorded(folder) in (None, recipe) and not unfinished.exists():
         return
+    _require_made_there(path, config)
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     unfinished.write_text(json.dumps(recipe) + "\n")
     _make(path, config, seed)
     unfinished.replace(folder / RECORD)
+
+
+def _require_made_there(path: str, config: str) -> None:
+    """The config writes the policy to that folder, as far as it says so itself."""
+    try:
+        content = safe_load(Path(config).read_text())
+    except YAMLError as error:
+        raise ConfigurationError(f"model.policy.made_by: the config {config!r} is not YAML: {error}") from error
+    model = content.get("model") if isinstance(content, dict) else None
+    model = model if isinstance(model, dict) else {}
+    export_to = {**model, **(model.get("init_args") or {})}.get("export_to")
+    if isinstance(export_to, str) and Path(export_to).expanduser().resolve() != Path(path).expanduser().resolve():
+        raise ConfigurationError(
+            f"model.policy.path: {config!r} (model.policy.made_by) does not make {path!r}, but {export_to!r} "
+            "(its model.export_to)."
+        )
 
 
 def _make(path: str, config: str, seed: int) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from grpo_lightning.batching import InStep
 from grpo_lightning.checkpointing import PolicyExport, whole_checkpoint, write_whole
 from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.policy import (
+    Compile,
     Policy,
     PolicyRecipe,
     Unadapted,
@@ -25,7 +27,7 @@ from grpo_lightning.policy import (
 )
 from grpo_lightning.ranks import gather_over_ranks, largest_over_ranks, sum_over_ranks
 from grpo_lightning.stock_callbacks import admit, averages_weights, check_averaged, keep_reference
-from grpo_lightning.strategies import Placement, blocks_of, placement_of
+from grpo_lightning.strategies import Placement, blocks_of, placement_kind, placement_of
 
 
 class ModelsOfARun(HeldOutLoops, ABC):
@@ -176,10 +178,8 @@ def placed(recipe: PolicyRecipe, trainer: Trainer) -> Policy:
     Raises:
         ConfigurationError: It cannot be made, trained or compiled as the settings want it.
     """
+    check_compile(recipe.compile, trainer.strategy)
     strategy, placement = trainer.strategy, placement_of(trainer.strategy)
-    if recipe.compile is not None:
-        placement.check_compile()
-        recipe.compile.check(strategy.root_device)
     if placement.cuts_weights:
         policy = load_on_first_rank(recipe, is_first=trainer.is_global_zero, broadcast=strategy.broadcast)
     else:
@@ -189,6 +189,28 @@ def placed(recipe: PolicyRecipe, trainer: Trainer) -> Policy:
     placement.shard(policy)
     recipe.compile_blocks(blocks_of(policy))
     return policy
+
+
+def check_compile(compilation: Compile | None, strategy: Strategy) -> None:
+    """The blocks of a policy can be compiled, where that is asked for.
+
+    Raises:
+        ConfigurationError: The strategy, or the device, is not for it.
+    """
+    if compilation is not None:
+        placement_kind(strategy).check_compile()
+        compilation.check(strategy.root_device)
+
+
+def check_policy(recipe: PolicyRecipe, strategy: Strategy) -> None:
+    """Look at a policy that is to be trained before its weights are read.
+
+    Raises:
+        ConfigurationError: See `PolicyRecipe.check` and `Placement.check_precision`.
+    """
+    skeleton = recipe.check()
+    if skeleton is not None:
+        placement_kind(strategy).check_precision(skeleton)
 
 
 def _forgive_what_is_left_out(module: nn.Module, found: Any) -> None:

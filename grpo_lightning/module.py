@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from grpo_lightning.admission import CheckedSettings
 from grpo_lightning.batching import Experience, Forward, IterationShape, Layout, SharedPrefix, usable_layout
 from grpo_lightning.batching.comparison import scored_groups
 from grpo_lightning.batching.minibatches import cut_into_minibatches, global_counts
@@ -26,19 +27,18 @@ from grpo_lightning.objective import Objective
 from grpo_lightning.objective.settings import described
 from grpo_lightning.optim import Schedule, apply_settings, settings
 from grpo_lightning.phases import timed_phase
-from grpo_lightning.policy import Compile, LoRA, PolicyRecipe, PolicySource
+from grpo_lightning.policy import Compile, LoRA, PolicySource
 from grpo_lightning.preconditions import check_alignment, check_configuration, check_draw_ahead, check_trainer
 from grpo_lightning.preparation import Preparation
 from grpo_lightning.ranks import exchange_over_ranks
 from grpo_lightning.resuming import Boundary, check_base, check_weights, own_state, rollout_ahead, take_up, weights_of
-from grpo_lightning.rewards import check_failure_rate, find_rewards, score_rollout
+from grpo_lightning.rewards import check_failure_rate, score_rollout
 from grpo_lightning.rollout import InProcessEngine, RolloutEngine
-from grpo_lightning.rollouts import RolloutsOfARun
 from grpo_lightning.ticks import Tick, TickLoader
 from grpo_lightning.types import MinibatchCounts, Rewards, Rollout, SamplingParams
 
 
-class GRPOModule(RolloutsOfARun):
+class GRPOModule(CheckedSettings):
     """Trains a policy by Group Relative Policy Optimization (DeepSeekMath, https://arxiv.org/abs/2402.03300).
 
     An iteration draws `group_size` completions of `prompts_per_iteration` prompts, scores them with the Trainer's
@@ -305,9 +305,7 @@ class GRPOModule(RolloutsOfARun):
 
     def setup(self, stage: str) -> None:
         """Check what only the Trainer knows, before the model is loaded."""
-        self.reward_callbacks = find_rewards(self.trainer.callbacks)  # type: ignore[attr-defined]
-        self.evaluation.check_rewards([reward.name for reward in self.reward_callbacks])
-        self.check_gathering()
+        self.reward_callbacks = self.check_parts(self.trainer)
         if stage == "fit":
             check_trainer(self.trainer, self.shape)
         self.take_checkpoints()
@@ -316,9 +314,7 @@ class GRPOModule(RolloutsOfARun):
         """Load the policy; copy the reference from it, where the objective needs one."""
         if self.policy is not None:
             return
-        settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing, "seed": self.seed}
-        recipe = PolicyRecipe(source=self.source, tokenizer=self.tokenizer, compile=self.compilation, **settings)
-        policy = self.place(recipe, with_reference=self.trainer.training and self.objective.needs_reference)
+        policy = self.place(self.recipe, with_reference=self.trainer.training and self.objective.needs_reference)
         self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
         self.say_what_is_gathered()
         self.engine.setup(policy.model, self.tokenizer, policy.eos_token_ids)

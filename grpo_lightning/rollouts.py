@@ -22,7 +22,7 @@ from grpo_lightning.rollout import (
 )
 from grpo_lightning.rollout.lockstep import lockstep
 from grpo_lightning.stock_callbacks import averages_weights
-from grpo_lightning.strategies.gathering import check_gathering, gathered_size
+from grpo_lightning.strategies.gathering import gathered_size
 from grpo_lightning.types import Coordinates, Prompt, Rollout, Stream
 
 _PATIENCE_SECONDS = 10.0
@@ -111,10 +111,6 @@ class RolloutsOfARun(ModelsOfARun, ABC):
             called_together = placement.called_together(policy)
             with called_together as pass_by, lockstep(policy.model, pass_by, self.device), _uncompiled():
                 yield
-
-    def check_gathering(self) -> None:
-        """Refuse an engine that does not fit the strategy, before the model is loaded."""
-        check_gathering(self.engine.gather, self.placement)
 
     def say_what_is_gathered(self) -> None:
         """What rollouts put together of weights that are in shards, and what that costs."""

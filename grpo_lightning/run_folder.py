@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 
 from lightning.pytorch import Trainer
 
@@ -50,3 +51,15 @@ def set_aside(trainer: Trainer, *, in_use: Mapping[str, str | None]) -> Path | N
     earlier = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
     folder.rename(earlier)
     return earlier
+
+
+def put_back(earlier: Path) -> None:
+    """Undo what `set_aside` did, for a new run that was refused before its first step: nothing of it stays.
+
+    Args:
+        earlier: Where the earlier run is.
+    """
+    folder = earlier.with_suffix("")
+    if folder.exists():
+        rmtree(folder)
+    earlier.rename(folder)

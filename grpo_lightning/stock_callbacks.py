@@ -53,28 +53,35 @@ def admit(trainer: Trainer) -> None:
     Raises:
         ConfigurationError: A callback is refused, or there is an average of weights and they are in shards.
     """
+    check_callbacks(trainer)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    late = ("update_starting_at_step", "update_starting_at_epoch")
     for callback in callbacks:
-        for kind, reason in REFUSED.items():
-            if isinstance(callback, kind):
-                raise ConfigurationError(f"trainer.callbacks: {type(callback).__name__} is not supported: {reason}")
-        if isinstance(callback, WeightAveraging):
-            _admit_average(callback, trainer)
+        if isinstance(callback, EMAWeightAveraging) and any(getattr(callback, setting) for setting in late):
+            rank_zero_info(
+                f"{type(callback).__name__}: until its first average, validations and checkpoints have the weights "
+                "that the run began with."
+            )
     callbacks.sort(key=lambda callback: not isinstance(callback, WeightAveraging))
 
 
-def _admit_average(callback: WeightAveraging, trainer: Trainer) -> None:
-    name = type(callback).__name__
-    if hasattr(type(trainer.strategy), "placement"):  # not asked for it: the ranks do not know each other yet
-        raise ConfigurationError(
-            f"trainer.callbacks: {name} averages whole weights, which the ranks do not have under this "
-            "trainer.strategy. Set trainer.strategy to auto or ddp."
-        )
-    late = ("update_starting_at_step", "update_starting_at_epoch")
-    if isinstance(callback, EMAWeightAveraging) and any(getattr(callback, setting) for setting in late):
-        rank_zero_info(
-            f"{name}: until its first average, validations and checkpoints have the weights that the run began with."
-        )
+def check_callbacks(trainer: Trainer) -> None:
+    """The Trainer's callbacks can do here what they are for.
+
+    Raises:
+        ConfigurationError: See `admit`.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = type(callback).__name__
+        for kind, reason in REFUSED.items():
+            if isinstance(callback, kind):
+                raise ConfigurationError(f"trainer.callbacks: {name} is not supported: {reason}")
+        # Not asked for its placement: the ranks do not know each other yet.
+        if isinstance(callback, WeightAveraging) and hasattr(type(trainer.strategy), "placement"):
+            raise ConfigurationError(
+                f"trainer.callbacks: {name} averages whole weights, which the ranks do not have under this "
+                "trainer.strategy. Set trainer.strategy to auto or ddp."
+            )
 
 
 def averages_weights(trainer: Trainer) -> bool:

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from grpo_lightning.admission import is_readable
 from grpo_lightning.batching import Layout, Packed, Row, usable_layout
 from grpo_lightning.checkpointing import write_whole
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.ending import EndTogether, Stopping
 from grpo_lightning.functional.random import permutation
-from grpo_lightning.models import placed
+from grpo_lightning.models import check_policy, placed
 from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import LoRA, Policy, PolicyRecipe, PolicySource, is_adapted
 from grpo_lightning.preconditions import check_precision
@@ -100,12 +101,27 @@ class SupervisedModule(LightningModule):
         """Check what only the Trainer knows, before the model is loaded."""
         check_precision(self.trainer)
 
+    def check_settings(self, trainer: Trainer) -> None:
+        """See `CheckedBeforehand`."""
+        check_precision(trainer)
+
+    def check_inputs(self, trainer: Trainer, datamodule: LightningDataModule | None) -> None:
+        """See `CheckedBeforehand`."""
+        recipe = self._recipe
+        if is_readable(datamodule):
+            datamodule.encode(self.tokenizer)
+            self._loader(datamodule, trainer.world_size)
+        check_policy(recipe, trainer.strategy)
+
+    @property
+    def _recipe(self) -> PolicyRecipe:
+        settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing}
+        return PolicyRecipe(source=self.source, tokenizer=self.tokenizer, seed=self.seed, **settings)
+
     def configure_model(self) -> None:
         """Load the policy."""
         if self.policy is None:
-            settings: Any = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing}
-            recipe = PolicyRecipe(source=self.source, tokenizer=self.tokenizer, seed=self.seed, **settings)
-            self.policy = policy = placed(recipe, self.trainer)
+            self.policy = policy = placed(self._recipe, self.trainer)
             self.layout = usable_layout(self.layout, lambda: policy.follows_segments)
 
     def configure_optimizers(self) -> Any:
@@ -117,8 +133,10 @@ class SupervisedModule(LightningModule):
 
     def training_loader(self, datamodule: PromptDataModule) -> "DemonstrationLoader":
         """Batches of demonstrations, in an order that the seed and the epoch determine."""
+        return self._loader(datamodule, self.trainer.world_size)
+
+    def _loader(self, datamodule: PromptDataModule, world_size: int) -> "DemonstrationLoader":
         demonstrations = datamodule.demonstrations(self.tokenizer)
-        world_size = self.trainer.world_size
         if self.batch_size < world_size:
             raise ConfigurationError(
                 f"model.batch_size must be at least the number of ranks = {world_size}, got {self.batch_size}."

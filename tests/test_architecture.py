@@ -30,7 +30,7 @@ MODULE_PARTS = {
         "resuming",
         "rollouts",
     ),
-    *("epochs", "run_folder", "stock_callbacks", "ticks"),
+    *("admission", "epochs", "run_folder", "stock_callbacks", "ticks"),
 }
 
 MAY_IMPORT = {
@@ -44,6 +44,10 @@ MAY_IMPORT = {
     # What the module is put together from.
     "controllers": {"groups", *PURE},
     "ending": PURE,
+    "admission": {
+        *("data", "epochs", "evaluation", "models", "policy", "preconditions", "rewards", "rollouts"),
+        *("stock_callbacks", "strategies", *PURE),
+    },
     "epochs": {"batching", "ticks", *PURE},
     "evaluation": {"rewards", "rollout", *PURE},
     "held_out": {"ending", "evaluation", "rewards", "rollout", *PURE},
@@ -73,8 +77,8 @@ MAY_IMPORT = {
     "constructors": set(),
     "parse_errors": {"constructors", *PURE},
     "cli": {
-        *("callbacks", "chat", "checkpointing", "cold_start", "merging", "models", "parse_errors", "planning"),
-        *("run_folder", "strategies", *PURE),
+        *("admission", "callbacks", "chat", "checkpointing", "cold_start", "merging", "models", "parse_errors"),
+        *("planning", "run_folder", "strategies", *PURE),
     },
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},

@@ -91,9 +91,17 @@ class CharacterPolicy(PolicySource):
 
     def load_model(self, *, seed: int) -> PreTrainedModel:
         """The decoder with its seeded random weights."""
-        config = LlamaConfig(
-            vocab_size=len(self.characters) + 3, pad_token_id=0, eos_token_id=1, bos_token_id=None, **self.config
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LlamaForCausalLM(config)
+            return LlamaForCausalLM(self._llama)
+
+    def load_skeleton(self) -> PreTrainedModel:
+        """The decoder without weights."""
+        with torch.device("meta"):
+            return LlamaForCausalLM(self._llama)
+
+    @property
+    def _llama(self) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=len(self.characters) + 3, pad_token_id=0, eos_token_id=1, bos_token_id=None, **self.config
+        )

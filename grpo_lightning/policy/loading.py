@@ -44,6 +44,26 @@ class PolicyRecipe:
             recompute_layers(model)
         return Policy(model, self.tokenizer, base_checksum=base_checksum)
 
+    def check(self) -> PreTrainedModel | None:
+        """Look at the policy before its weights are read.
+
+        Returns:
+            What is to be trained, on the meta device; None of a source that makes no skeleton of its own: that of
+            `PolicySource` may need weights.
+
+        Raises:
+            ConfigurationError: There is no such model, or it does not fit the settings.
+        """
+        if type(self.source).load_skeleton is PolicySource.load_skeleton:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            model = self.source.load_skeleton()
+            if self.lora is not None:
+                self.lora.adapt_skeleton(model)
+        if self.gradient_checkpointing:
+            recompute_layers(model)
+        return model
+
     def without_weights(self, blueprint: Blueprint) -> Policy:
         """The same with its weights on the meta device.
 

@@ -31,8 +31,20 @@ def placement_of(strategy: Strategy) -> Placement:
         ConfigurationError: It shards weights in a way that rollouts and checkpoints here know nothing of.
     """
     placement = getattr(strategy, "placement", None)
-    if isinstance(placement, Placement):
-        return placement
+    return placement if isinstance(placement, Placement) else _whole(strategy)
+
+
+def placement_kind(strategy: Strategy) -> type[Placement]:
+    """The class of that placement; its ranks need not know each other yet.
+
+    Raises:
+        ConfigurationError: See `placement_of`; or the strategy cannot have what the Trainer's other settings say.
+    """
+    kind = getattr(strategy, "placement_kind", None)
+    return kind if isinstance(kind, type) and issubclass(kind, Placement) else type(_whole(strategy))
+
+
+def _whole(strategy: Strategy) -> Placement:
     if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise ConfigurationError(
             f"trainer.strategy: {type(strategy).__name__} is not supported: rollouts need weights that it has cut. "
@@ -49,5 +61,6 @@ __all__ = [
     "ZeROStrategy",
     "blocks_of",
     "name_accelerator",
+    "placement_kind",
     "placement_of",
 ]

@@ -143,6 +143,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     @property
+    def placement_kind(self) -> type[Placement]:
+        """See `placement_kind`."""
+        return FSDP2Placement
+
+    @property
     def placement(self) -> Placement:
         """How this strategy shards."""
         return FSDP2Placement(self.device_mesh["data_parallel"], self.root_device, self.compute_dtype)

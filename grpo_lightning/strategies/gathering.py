@@ -42,7 +42,7 @@ class GatheredSize:
         )
 
 
-def check_gathering(gather: str, placement: Placement) -> None:
+def check_gathering(gather: str, placement: type[Placement]) -> None:
     """Weights are put together layer by layer where they are in shards.
 
     Raises:

@@ -61,7 +61,8 @@ class Placement:
         """Bytes of an element of it where it is computed with."""
         return weight.element_size()
 
-    def check_precision(self, policy: nn.Module) -> None:
+    @classmethod
+    def check_precision(cls, policy: nn.Module) -> None:
         """Training steps weights in single precision at least.
 
         Args:
@@ -79,7 +80,8 @@ class Placement:
                 "(deepspeed_1, deepspeed_2, deepspeed_3)."
             )
 
-    def check_compile(self) -> None:
+    @classmethod
+    def check_compile(cls) -> None:
         """The blocks of a model may be compiled.
 
         Raises:

@@ -79,6 +79,16 @@ class ZeROStrategy(DeepSpeedStrategy):
         self._numbered: list[list[nn.Parameter]] = []
 
     @property
+    def placement_kind(self) -> type[Placement]:
+        """See `placement_kind`.
+
+        Raises:
+            ConfigurationError: As `setup_environment`.
+        """
+        self._check_precision()
+        return ZeRO3Placement if self.stage == 3 else ZeROPlacement
+
+    @property
     def placement(self) -> Placement:
         """How this strategy shards."""
         return ZeRO3Placement(self) if self.stage == 3 else ZeROPlacement(self)
@@ -96,16 +106,20 @@ class ZeROStrategy(DeepSpeedStrategy):
         Raises:
             ConfigurationError: Weights would be stepped in half precision, in which small steps are lost.
         """
+        self._check_precision()
+        if self._is_on_cpu:
+            _compile_nothing()
+        DDPStrategy.setup_environment(self)
+        precision: Any = self.precision_plugin.precision
+        self.precision_plugin = _UndividedPrecision(precision)
+
+    def _check_precision(self) -> None:
         precision: Any = self.precision_plugin.precision
         if precision not in ("32-true", "bf16-mixed"):
             raise ConfigurationError(
                 f"trainer.precision under deepspeed_{self.stage} must be 32-true, or bf16-mixed to compute in bfloat16 "
                 f"and step in fp32, got {precision}."
             )
-        if self._is_on_cpu:
-            _compile_nothing()
-        DDPStrategy.setup_environment(self)
-        self.precision_plugin = _UndividedPrecision(precision)
 
     def setup_distributed(self) -> None:
         """Without the check of CUDA's device numbers where there are none."""

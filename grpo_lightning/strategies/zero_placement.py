@@ -25,7 +25,8 @@ class ZeROPlacement(Placement):
     def __init__(self, strategy: Any) -> None:
         self.strategy = strategy
 
-    def check_precision(self, policy: nn.Module) -> None:
+    @classmethod
+    def check_precision(cls, policy: nn.Module) -> None:
         """Copies are stepped, in single precision."""
 
     @property
@@ -156,7 +157,8 @@ class ZeRO3Placement(ZeROPlacement):
         """What cuts the weights: part of the optimizer, or alone where nothing is trained."""
         return getattr(self._optimizer, "parameter_offload", self._optimizer)
 
-    def check_compile(self) -> None:
+    @classmethod
+    def check_compile(cls) -> None:
         """DeepSpeed's hooks inside the blocks put weights together."""
         raise ConfigurationError(
             "model.compile must be null under trainer.strategy: deepspeed_3, which puts weights together inside the "

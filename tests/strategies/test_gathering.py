@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from grpo_lightning.strategies import WHOLE
+from grpo_lightning.strategies import Placement
 from grpo_lightning.strategies.gathering import GIB, GatheredSize, check_gathering, gathered_size
 from grpo_lightning.strategies.zero_placement import ZeRO3Placement
 from grpo_lightning.types import ConfigurationError
@@ -23,7 +23,7 @@ def test_a_choice_says_its_price():
 
 
 def test_layers_are_put_together_where_they_are_in_shards():
-    check_gathering("layerwise", ZeRO3Placement(None))
-    check_gathering("whole", WHOLE)
+    check_gathering("layerwise", ZeRO3Placement)
+    check_gathering("whole", Placement)
     with pytest.raises(ConfigurationError, match=r"model\.engine\.gather must be whole .* got layerwise"):
-        check_gathering("layerwise", WHOLE)
+        check_gathering("layerwise", Placement)

@@ -1,0 +1,166 @@
+"""A command that is refused leaves the earlier run in its folder as it was, and that run can be gone on with."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_bad_input import CONFIG, mistake_of, put
+
+from grpo_lightning.cli import main
+
+LOGGER = {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": "run", "version": ""}}
+CHECKPOINTS = {"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1, "save_last": True}}
+REWARD = {"class_path": "ExactAnswer"}
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+def callbacks(*more):
+    return {"trainer.callbacks": [REWARD, CHECKPOINTS, *more]}
+
+
+REFUSED = {
+    "prompts that cannot be shared out": ({"model.init_args.num_minibatches": 3}, "model.num_minibatches"),
+    "weights of half precision": ({"trainer.precision": "bf16-true"}, "trainer.precision"),
+    "a policy in half precision": (
+        {
+            "model.init_args.policy": {
+                "class_path": "PretrainedPolicy",
+                "init_args": {"path": "policy", "dtype": "bfloat16"},
+            }
+        },
+        "model.policy.dtype",
+    ),
+    "layers gathered that are whole": (
+        {"model.init_args.engine": {"class_path": "InProcessEngine", "init_args": {"gather": "layerwise"}}},
+        "model.engine.gather",
+    ),
+    "targets that the policy does not have": ({"model.init_args.lora": {"targets": ["c_attn"]}}, "model.lora.targets"),
+    "compiled blocks that are in shards": (
+        {"trainer.strategy": "deepspeed_3", "model.init_args.compile": {"backend": "aot_eager"}},
+        "model.compile",
+    ),
+    "a precision that ZeRO has not": (
+        {"trainer.strategy": "deepspeed_2", "trainer.precision": "16-mixed"},
+        "trainer.precision under deepspeed_2",
+    ),
+    "no such policy": (
+        {"model.init_args.policy": {"class_path": "PretrainedPolicy", "init_args": {"path": "./absent"}}},
+        "model.policy.path",
+    ),
+    "a missing held-out reward": ({"model.init_args.evaluation": {"correct": "absent"}}, "model.evaluation.correct"),
+    "prompts that are too long": ({"data.init_args.max_prompt_tokens": 1}, "data.max_prompt_tokens"),
+    "an epoch that ends within an iteration": (
+        {"trainer.limit_train_batches": 3, "model.init_args.num_epochs": 2},
+        "trainer.limit_train_batches",
+    ),
+    "more ranks than prompts": ({"trainer.strategy": "ddp", "trainer.devices": 8}, "number of ranks = 1 x 8"),
+    "a callback that cannot work": (
+        callbacks({"class_path": "LearningRateFinder"}),
+        "LearningRateFinder is not supported",
+    ),
+}
+"""What is changed, and what the message names."""
+
+REFUSED_LATE = {
+    "a callback that looks at the model": (
+        callbacks({"class_path": "AdaptiveKL", "init_args": {"target": 0.1}}),
+        "AdaptiveKL",
+    ),
+    "a completion that is too long": (
+        {"model.init_args.sampling.max_new_tokens": 64},
+        "model.sampling.max_new_tokens",
+    ),
+}
+"""Of which the command line hears when Lightning has set up the run."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a run of two steps and a policy."""
+    folder = tmp_path_factory.mktemp("made")
+    config = copy.deepcopy(CONFIG)
+    for key, value in {"trainer.logger": LOGGER, "trainer.enable_checkpointing": True, **callbacks()}.items():
+        put(config, key, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("run.yaml").write_text(yaml.safe_dump(config))
+        main(["fit", "--config", "run.yaml"])
+        shutil.copytree("runs/run/checkpoints/last.policy", "policy")
+    return folder
+
+
+@pytest.fixture
+def config(made, tmp_path, monkeypatch):
+    """The config of the run, in a folder with a copy of it."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return yaml.safe_load(Path("run.yaml").read_text())
+
+
+def contents():
+    """Of every file below ``runs``: its bytes, and when they were written."""
+    files = sorted(path for path in Path("runs").rglob("*") if path.is_file())
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def refuse(capsys, config, changes):
+    for key, value in changes.items():
+        put(config, key, value)
+    Path("refused.yaml").write_text(yaml.safe_dump(config))
+    return mistake_of(capsys, "fit", "--config", "refused.yaml")
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_nothing_on_disk_is_touched(config, capsys, monkeypatch, changes, said):
+    before, moved = contents(), []
+    monkeypatch.setattr("pathlib.Path.rename", lambda path, to: moved.append(path))
+    assert said in refuse(capsys, config, changes)
+    assert contents() == before
+    assert moved == []
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED_LATE.values(), ids=REFUSED_LATE.keys())
+def test_what_is_refused_late_is_put_back(config, capsys, changes, said):
+    before = contents()
+    assert said in refuse(capsys, config, changes)
+    assert contents() == before
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty")
+@pytest.mark.parametrize("which", ["targets that the policy does not have", "a completion that is too long"])
+def test_the_earlier_run_goes_on(config, capsys, monkeypatch, which):
+    refuse(capsys, config, (REFUSED | REFUSED_LATE)[which][0])
+    steps, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args, **kwargs: (steps.append(1), step(*args, **kwargs))[1])
+    main(["fit", "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"])
+    assert len(steps) == 1
+
+
+def test_what_breaks_otherwise_stays_beside_the_earlier_run(config, monkeypatch):
+    def step(self, closure=None):
+        raise RuntimeError("a defect, not a mistake")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["fit", "--config", "run.yaml"])
+    assert Path("runs/run.1/config.yaml").is_file()
+    assert Path("runs/run/config.yaml").is_file()
+
+
+def test_a_mistyped_folder_is_named_before_the_policy_is_made(config, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("the cold start was run"))
+    Path("cold_start.yaml").write_text(
+        "model: {class_path: SupervisedModule, init_args: {export_to: runs/cold/policy}}"
+    )
+    settings = {"path": "runs/clod/policy", "made_by": "cold_start.yaml"}
+    before = contents()
+    message = refuse(
+        capsys, config, {"model.init_args.policy": {"class_path": "PretrainedPolicy", "init_args": settings}}
+    )
+    assert "model.policy.path: 'cold_start.yaml' (model.policy.made_by) does not make 'runs/clod/policy'" in message
+    assert "'runs/cold/policy'" in message
+    assert contents() == before
