@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 def is_first_rank() -> bool:
     """Whether this is the rank that speaks for all."""
-    return _num_ranks() == 1 or distributed.get_rank() == 0
+    return num_ranks() == 1 or distributed.get_rank() == 0
 
 
 def of_first_rank(value: T) -> T:
     """What the first rank has, on every rank. A collective."""
     values: list[Any] = [value]
-    if _num_ranks() > 1:
+    if num_ranks() > 1:
         distributed.broadcast_object_list(values)
     found: T = values[0]
     return found
@@ -45,9 +45,9 @@ def together() -> Iterator[None]:
 
 
 def _of_all_ranks(fault: Exception | None) -> list[Exception | None]:
-    if _num_ranks() == 1:
+    if num_ranks() == 1:
         return [fault]
-    faults: list[Exception | None] = [None] * _num_ranks()
+    faults: list[Exception | None] = [None] * num_ranks()
     distributed.all_gather_object(faults, _portable(fault))
     return faults
 
@@ -60,5 +60,6 @@ def _portable(fault: Exception | None) -> Exception | None:
     return fault
 
 
-def _num_ranks() -> int:
+def num_ranks() -> int:
+    """How many ranks the run has."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

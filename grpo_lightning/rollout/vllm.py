@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_lightning.functional.random import seeds
+from grpo_lightning.rollout.agreement import num_ranks
 from grpo_lightning.rollout.lengths import max_positions
 from grpo_lightning.rollout.model_folder import save_without_weights
 from grpo_lightning.rollout.weight_receiver import RECEIVER
@@ -24,9 +25,14 @@ from grpo_lightning.types import (
     SamplingParams,
 )
 
+CPU_EXECUTOR = "grpo_lightning.rollout.cpu_executor.CPUExecutor"
+
 
 class VLLMEngine(WeightCopyEngine):
     """vLLM in the training process (colocated), with a copy of the weights and a cache beside the trainer's.
+
+    Each rank has an engine of its own, for its own prompts; or `tensor_parallel_size` ranks in a row share one, which
+    draws the completions of all of them, each holding a part of every weight.
 
     A completion is a request of its own, with a seed made from its coordinates; its group shares the prompt through
     vLLM's prefix cache. What vLLM reports are the log-probs of the distribution after temperature, top-k and top-p.
@@ -38,6 +44,7 @@ class VLLMEngine(WeightCopyEngine):
         kv_cache_gib: Memory for keys and values; None lets vLLM take what `gpu_memory_utilization` leaves.
         gpu_memory_utilization: Share of a GPU's memory for vLLM, weights included.
         enforce_eager: Decode without CUDA graphs.
+        tensor_parallel_size: How many ranks share an engine.
 
     Raises:
         ConfigurationError: vLLM is not installed, or a setting is out of its range.
@@ -51,6 +58,7 @@ class VLLMEngine(WeightCopyEngine):
         kv_cache_gib: float | None = None,
         gpu_memory_utilization: float = 0.3,
         enforce_eager: bool = False,
+        tensor_parallel_size: int = 1,
     ) -> None:
         super().__init__(dtype)
         if max_num_seqs < 1:
@@ -59,15 +67,20 @@ class VLLMEngine(WeightCopyEngine):
             raise ConfigurationError(
                 f"model.engine.gpu_memory_utilization must be in (0, 1], got {gpu_memory_utilization}."
             )
-        self._max_model_len = max_model_len
+        if tensor_parallel_size < 1:
+            raise ConfigurationError(f"model.engine.tensor_parallel_size must be >= 1, got {tensor_parallel_size}.")
+        self._max_model_len, self._ranks_per_engine = max_model_len, tensor_parallel_size
         self._settings = {
             "max_num_seqs": max_num_seqs,
             "gpu_memory_utilization": gpu_memory_utilization,
             "enforce_eager": enforce_eager,
+            "tensor_parallel_size": tensor_parallel_size,
             "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
         }
         self._llm: Any = None
         require_vllm()
+
+    has_copy_on_each_rank = True
 
     def send(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy each tensor into vLLM's, and drop the cache of prefixes."""
@@ -86,10 +99,17 @@ class VLLMEngine(WeightCopyEngine):
         """Draw the completions, all of them waiting in vLLM's own queue."""
         from vllm import SamplingParams as VLLMSamplingParams
 
-        prompts = [{"prompt_token_ids": list(r.token_ids)} for r in requests for _ in range(r.num_completions)]
+        llm = self._started
+        of_ranks, own = of_engine(requests) if self._ranks_per_engine > 1 else ([requests], 0)
+        wanted = [request for requests_of_rank in of_ranks for request in requests_of_rank]
+        if not wanted:
+            return []
+        prompts = [{"prompt_token_ids": list(r.token_ids)} for r in wanted for _ in range(r.num_completions)]
         settings = vllm_sampling(sampling, self._eos_token_ids)
-        params = [VLLMSamplingParams(**settings, seed=seed) for seed in completion_seeds(requests, coordinates)]
-        outputs = [output.outputs[0] for output in self._started.generate(prompts, params, use_tqdm=False)]
+        params = [VLLMSamplingParams(**settings, seed=seed) for seed in completion_seeds(wanted, coordinates)]
+        drawn = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
+        first = sum(num_completions(other) for other in of_ranks[:own])
+        outputs = drawn[first : first + num_completions(requests)]
         return [
             self._completion(
                 tuple(output.token_ids),
@@ -111,7 +131,7 @@ class VLLMEngine(WeightCopyEngine):
     def close(self) -> None:
         """End vLLM and give back its memory."""
         if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
+            stop_llm(self._llm, is_group_kept=self._is_in_group)
             self._llm = None
 
     @property
@@ -121,16 +141,17 @@ class VLLMEngine(WeightCopyEngine):
         return self._llm
 
     def start(self) -> Any:
-        """Start vLLM, with whatever weights: the policy's are sent when it is there.
+        """Start vLLM, with whatever weights: the policy's are sent when it is there. A collective.
 
         Raises:
-            ConfigurationError: There are several training processes.
+            ConfigurationError: The ranks do not come out even.
         """
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if num_ranks() % self._ranks_per_engine:
             raise ConfigurationError(
-                "model.engine: VLLMEngine runs in a single training process; with several use "
-                "InProcessEngine or VLLMServerEngine."
+                f"model.engine.tensor_parallel_size: {num_ranks()} ranks do not come out even in engines of "
+                f"{self._ranks_per_engine}."
             )
+        self._is_in_group = torch.distributed.is_initialized()
         limit = self._max_model_len or max_positions(self._model.config)
         return start_llm(self._model, self._tokenizer, dtype=self.dtype, max_model_len=limit, **self._settings)
 
@@ -164,6 +185,10 @@ def start_llm(
     # In this process, so that tensors can be handed over without a copy.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if num_ranks() > 1:  # vLLM takes the ranks of the run for its own
+        os.environ["RANK"] = str(torch.distributed.get_rank())
+        executor = "external_launcher" if torch.cuda.is_available() else CPU_EXECUTOR
+        settings = {"distributed_executor_backend": executor, **settings}
     from vllm import LLM
 
     with TemporaryDirectory(prefix="grpo_lightning_") as folder:
@@ -177,6 +202,41 @@ def start_llm(
             worker_extension_cls=RECEIVER,
             **settings,
         )
+
+
+def stop_llm(llm: Any, *, is_group_kept: bool) -> None:
+    """End vLLM.
+
+    Args:
+        llm: As `start_llm` made it.
+        is_group_kept: Whether the process group is the run's, which goes on; vLLM's own `shutdown` ends it.
+    """
+    core = llm.llm_engine.engine_core
+    if not is_group_kept:
+        core.shutdown()
+        return
+    from vllm.distributed import destroy_model_parallel
+
+    if finalizer := getattr(core, "_finalizer", None):  # which would end the group when `llm` is forgotten
+        finalizer.detach()
+    core.engine_core.model_executor.shutdown()
+    core.engine_core.scheduler.shutdown()
+    destroy_model_parallel()
+
+
+def of_engine(requests: Sequence[GenerationRequest]) -> tuple[list[Sequence[GenerationRequest]], int]:
+    """What each of the ranks asks for that share this rank's engine, and this one's place among them. A collective."""
+    from vllm.distributed import get_tp_group
+
+    group = get_tp_group()
+    of_ranks: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(of_ranks, list(requests), group=group.cpu_group)
+    return of_ranks, group.rank_in_group
+
+
+def num_completions(requests: Iterable[GenerationRequest]) -> int:
+    """How many completions are asked for."""
+    return sum(request.num_completions for request in requests)
 
 
 def completion_seeds(requests: Sequence[GenerationRequest], coordinates: Coordinates) -> list[int]:

@@ -102,7 +102,7 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
 
         def draw() -> list[Completion]:
             with self._watched():
-                return self.draw(wanted, sampling, coordinates) if wanted else []
+                return self.draw(wanted, sampling, coordinates)
 
         return draw
 
@@ -149,6 +149,8 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
     ) -> list[Completion]:
         """Draw the completions, each by a request of its own, from servers that are the same before and after it."""
+        if not requests:
+            return []
         instances = self._instances
         settings = {**vllm_sampling(sampling, self._eos_token_ids), "return_token_ids": True}
         del settings["detokenize"]

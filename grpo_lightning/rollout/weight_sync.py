@@ -39,7 +39,8 @@ class WeightSyncError(RuntimeError):
 class WeightCopyEngine(RolloutEngine):
     """An engine whose weights are a copy.
 
-    New weights are sent when the next completions are asked for, tensor by tensor, by the first rank. Before every
+    New weights are sent when the next completions are asked for, tensor by tensor, by the first rank, or by each rank
+    to a copy of its own (`has_copy_on_each_rank`). Before every
     rollout each tensor of the copy must have the policy's version and checksum, whether or not anything was sent; after
     it, the log-probs of each rank's first completion must be the policy's own. Whatever does not agree stops the run.
 
@@ -48,6 +49,7 @@ class WeightCopyEngine(RolloutEngine):
     """
 
     has_copy = True
+    has_copy_on_each_rank = False
 
     def __init__(self, dtype: Precision = "auto") -> None:
         self._precision = dtype
@@ -83,7 +85,7 @@ class WeightCopyEngine(RolloutEngine):
         wanted = self._checked(requests, sampling)
         self.synchronise()
         with together():
-            completions = self.draw(wanted, sampling, coordinates) if wanted else []
+            completions = self.draw(wanted, sampling, coordinates)
         self.check_logprobs(wanted, completions, sampling)
         return completions
 
@@ -102,7 +104,7 @@ class WeightCopyEngine(RolloutEngine):
         self.synchronise()
         one, short = [replace(request, num_completions=1) for request in wanted[:1]], _beginning_of(sampling)
         with together():
-            completions = self.draw(one, short, coordinates) if one else []
+            completions = self.draw(one, short, coordinates)
         self.check_logprobs(one, completions, short)
         return wanted
 
@@ -125,7 +127,7 @@ class WeightCopyEngine(RolloutEngine):
             weights = self._noting(self._weights, self._checksums)
             with together():
                 try:
-                    if is_first_rank():
+                    if self._reaches_a_copy():
                         self.send(weights, self.version)
                 finally:
                     for _ in weights:  # each rank has its part in every tensor, whatever becomes of the first's
@@ -138,11 +140,14 @@ class WeightCopyEngine(RolloutEngine):
                     f"{type(self).__name__} does not hold the policy's weights: of {len(shares)} tensors, "
                     f"{len(changed)} have other values ({_some(changed)}) than were sent, and no update was announced."
                 )
-            for report in self.held() if is_first_rank() else ():
+            for report in self.held() if self._reaches_a_copy() else ():
                 complaint = disagreement(self._checksums, self.version, report)
                 if complaint:
                     raise WeightSyncError(f"{type(self).__name__} does not hold the policy's weights: {complaint}")
         self._is_behind, self.held_version = False, self.version
+
+    def _reaches_a_copy(self) -> bool:
+        return self.has_copy_on_each_rank or is_first_rank()
 
     def _noting(
         self, named_tensors: Iterable[tuple[str, Tensor]], checksums: dict[str, int]
@@ -202,7 +207,7 @@ class WeightCopyEngine(RolloutEngine):
     def draw(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
     ) -> list[Completion]:
-        """Draw the completions; every request asks for at least one."""
+        """Draw the completions; every request asks for at least one, and a rank may have no request."""
 
 
 def disagreement(expected: Mapping[str, int], version: int, report: Mapping[str, Any]) -> str | None:

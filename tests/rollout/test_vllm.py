@@ -18,11 +18,21 @@ def test_a_missing_vllm_is_said_with_the_extra_that_has_it(monkeypatch):
 
 @pytest.mark.parametrize(("settings", "key"), [
     ({"max_num_seqs": 0}, "max_num_seqs must be >= 1, got 0"),
+    ({"tensor_parallel_size": 0}, "tensor_parallel_size must be >= 1, got 0"),
     ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(settings, key):
     with pytest.raises(ConfigurationError, match=f"model.engine.{key}"):
         VLLMEngine(**settings)
+
+
+def test_ranks_that_do_not_come_out_even_are_refused(monkeypatch, make_model, tokenizer):
+    monkeypatch.setattr("grpo_lightning.rollout.vllm.require_vllm", lambda: None)
+    monkeypatch.setattr("grpo_lightning.rollout.vllm.num_ranks", lambda: 3)
+    engine = VLLMEngine(tensor_parallel_size=2)
+    engine.setup(make_model(dtype=torch.float32), tokenizer, frozenset({1}))
+    with pytest.raises(ConfigurationError, match=r"tensor_parallel_size: 3 ranks do not come out even in engines of 2"):
+        engine.start()
 
 
 def test_a_temperature_that_vllm_refuses_is_said():
