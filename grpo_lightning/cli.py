@@ -30,7 +30,8 @@ from grpo_lightning.admission import CheckedBeforehand
 from grpo_lightning.checkpointing import found_checkpoints, problem_of
 from grpo_lightning.cold_start import make_missing_policy
 from grpo_lightning.models import ModelsOfARun
-from grpo_lightning.parse_errors import check_config_files, check_groups, condense
+from grpo_lightning.parse_errors import check_config_files, check_groups, condense, is_of_union
+from grpo_lightning.preconditions import check_max_time
 from grpo_lightning.run_folder import put_back, set_aside
 from grpo_lightning.strategies import name_accelerator
 from grpo_lightning.types import ConfigurationError
@@ -124,7 +125,9 @@ class _CommandLine(LightningCLI):
         """Leave the settings alone: Lightning would let the checkpoint's win over the command line's, unsaid."""
 
     def before_instantiate_classes(self) -> None:
-        _require_checkpoint(self.config[self.subcommand].get("ckpt_path"))
+        settings = self.config[self.subcommand]
+        _require_checkpoint(settings.get("ckpt_path"))
+        check_max_time(settings.get("trainer.max_time"))
 
     def before_fit(self) -> None:
         """Refuse what cannot be run, then make the policy where it is missing; a new run has a folder of its own."""
@@ -206,7 +209,12 @@ def _the_seed(seed_everything: bool | int, owner: Namespace | None) -> int:
 
 def _require_checkpoint(path: str | None) -> None:
     """Look at the checkpoint before anything long begins; its tensors are mapped, not read."""
-    if path in (None, "last", "best", "hpc", "registry") or path.startswith("registry:"):
+    if path == "best":
+        raise ConfigurationError(
+            "ckpt_path: a checkpoint is the best within a run alone, and this command begins one, got 'best'.\n"
+            "Set it to the path of the best one's file (its ModelCheckpoint has a `monitor`), or to last."
+        )
+    if path in (None, "last", "hpc", "registry") or path.startswith("registry:"):
         return
     if not Path(path).exists():
         raise ConfigurationError(f"ckpt_path: the checkpoint {path!r} does not exist.")
@@ -241,7 +249,7 @@ def _mistakes_without_traceback() -> Iterator[None]:
         mistake = _mistake_in(error)
         if mistake is not None:
             _exit(str(mistake))
-        if isinstance(error, ArgumentError):
+        if isinstance(error, ArgumentError) or is_of_union(error):
             _exit(condense(str(error)))
         raise
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo_lightning.admission import CheckedSettings
 from grpo_lightning.batching import Experience, Forward, IterationShape, Layout, SharedPrefix, usable_layout
 from grpo_lightning.batching.comparison import scored_groups
+from grpo_lightning.batching.limit import warn_of_long_sequences
 from grpo_lightning.batching.minibatches import cut_into_minibatches, global_counts
 from grpo_lightning.controllers import tell_controllers
 from grpo_lightning.data import PromptDataModule, PromptStream
@@ -65,7 +66,7 @@ class GRPOModule(CheckedSettings):
         layout: How completions share a training forward; None for `SharedPrefix`. It changes time and memory alone.
         max_tokens_per_microbatch: Largest micro-batch, in tokens as laid out, that is computed at once; a larger one is
             cut into pieces, computed again in the backward pass, or under fsdp2 and deepspeed_3 learned from one by
-            one. None for no limit.
+            one. A sequence is never cut: one beyond the limit is computed by itself. None for no limit.
         max_failure_rate: Largest share of an iteration's completions that a reward may fail on.
         seed: Of every random number of the run.
 
@@ -333,6 +334,7 @@ class GRPOModule(CheckedSettings):
         loader = epoch_of(self.trainer, self.shape, datamodule.training_prompts)
         check_alignment(self.trainer, loader)
         prompts = overfitted(self.trainer, loader, self.shape, datamodule.training_prompts)
+        warn_of_long_sequences(self.max_tokens_per_microbatch, prompts, self.sampling.max_new_tokens)
         self.prompts = PromptStream(prompts, seed=self.seed)
         if self._resumed is not None and self._resumed["stream"] is not None:
             self.prompts.load_state_dict(self._resumed["stream"])

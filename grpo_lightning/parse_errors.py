@@ -17,9 +17,11 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import StrategyRegistry
 from torch.optim import Optimizer
 
 from grpo_lightning.constructors import class_of, hint_of, known_classes, owner_of, settings_of
+from grpo_lightning.strategies import REASONS
 from grpo_lightning.types import ConfigurationError
 
 LONGEST_LINE = 300
@@ -47,6 +49,8 @@ _NO_CALLABLE = re.compile(r"^Expected an import path or a subclass spec, but got
 _NO_GROUP = re.compile(r"^Unable to load config (?P<value>'.*'|\".*\")$")
 _NOT_LOADED = re.compile(r"^(?P<reason>.+)\. Got value: (?P<name>[\w.]+)\.?$")
 _MISMATCH = re.compile(r"^Expected an? (?P<type>.+)\. Got value: (?P<value>.*)$")
+_MAPPING = "\"{'"
+"""How a value begins that is a mapping, as it is quoted."""
 _PLAIN_TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -86,6 +90,11 @@ def condense(message: str) -> str:
     """
     problem = _read(message)
     return _three_lines(_explain(problem) if problem.keys or problem.reason else message)
+
+
+def is_of_union(error: Exception) -> bool:
+    """Whether the parser wraps what a constructor raised, in words alone: of `trainer.strategy`, for instance."""
+    return isinstance(error, ValueError) and str(error).startswith("Does not validate against any of the Union")
 
 
 def check_config_files(args: Sequence[str]) -> None:
@@ -199,13 +208,16 @@ def _explain(problem: _Problem) -> str:
         return _mismatch(problem.key(), _plain(mismatch["type"]), mismatch["value"])
     if group := _NO_GROUP.match(problem.reason):
         return _not_a_group(problem.key(), _group(problem), group["value"])
-    if (missing := _NO_CLASS.match(problem.reason)) and problem.alternatives:
+    missing = _NO_CLASS.match(problem.reason)
+    if missing and "<class 'str'>" in problem.alternatives:
+        return _name_with_settings(problem.key(), missing["name"])
+    if missing and problem.alternatives:
         return f"{problem.key()} must be {' or '.join(map(_plain, problem.alternatives))}, got {missing['name']!r}."
     if missing:
         return f"{problem.key()}: no class is called {missing['name']!r}" + _did_you_mean(
             missing["name"], known_classes(), otherwise="; a class of your own is named with its file: `file.Class`."
         )
-    if not problem.reason and not problem.alternatives:
+    if not problem.reason and (not problem.alternatives or (problem.given or "").startswith(_MAPPING)):
         return _not_a_class(problem)
     if not problem.reason:
         return f"{problem.key()} must be {' or '.join(map(_plain, problem.alternatives))}, got {problem.given}."
@@ -232,6 +244,20 @@ def _unknown_setting(problem: _Problem, name: str) -> str:
         return _not_a_class(problem)
     where = f"{owner.__name__} has no setting {unknown!r}"
     return f"{problem.key(name)}: {where}{_did_you_mean(unknown, settings_of(owner))}"
+
+
+def _name_with_settings(key: str, name: str) -> str:
+    """A strategy's name, where a class is needed since there are settings; or a class that does not exist."""
+    if key != "trainer.strategy" or name not in StrategyRegistry:
+        return f"{key}: {name!r} is not the name of a class, and only a class takes settings."
+    if name in REASONS:
+        return f"{key}: {name} {REASONS[name]}"
+    registered = StrategyRegistry[name]
+    settings = "".join(f"{setting}: {value}, " for setting, value in registered["init_params"].items())
+    return (
+        f"{key}: the name {name!r} takes no settings. Give its class in the place of the name:\n"
+        f"{{class_path: {registered['strategy'].__name__}, init_args: {{{settings}...}}}}"
+    )
 
 
 def _not_a_class(problem: _Problem) -> str:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 
 from grpo_lightning.batching import IterationShape
 from grpo_lightning.groups import GroupFilter
@@ -102,10 +104,15 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
     """Every rank gets equally many prompts of a minibatch, and a completion at least for each of its micro-batches.
 
     Raises:
-        ConfigurationError: The numbers do not divide, or the Trainer would load the prompts anew; or see
-            `check_precision`.
+        ConfigurationError: The numbers do not divide, the Trainer would load the prompts anew, or gradients are to be
+            clipped to a negative norm; or see `check_precision` and `check_intervals`.
     """
     check_precision(trainer)
+    check_intervals(trainer)
+    if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val must be > 0, or 0 or null to clip nothing, got {trainer.gradient_clip_val}."
+        )
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         raise ConfigurationError(
             "trainer.reload_dataloaders_every_n_epochs must be 0: the stream of prompts goes on over epochs by itself, "
@@ -142,6 +149,37 @@ def check_precision(trainer: Trainer) -> None:
             "precision. To compute in bfloat16, set bf16-mixed, or 32-true with compute_dtype: bfloat16 of "
             "trainer.strategy: fsdp2; to save memory, model.lora with model.policy.dtype: bfloat16."
         )
+
+
+def check_intervals(trainer: Trainer) -> None:
+    """Validations are some way apart.
+
+    Raises:
+        ConfigurationError: They are not.
+    """
+    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if isinstance(interval, int | float) and not interval > 0:
+        raise ConfigurationError(
+            f"trainer.val_check_interval must be > 0, got {interval}. "
+            "To validate never, set trainer.limit_val_batches to 0."
+        )
+    if epochs is not None and epochs < 1:
+        raise ConfigurationError(f"trainer.check_val_every_n_epoch must be >= 1 or null, got {epochs}.")
+
+
+def check_max_time(max_time: Any) -> None:
+    """The time after which Lightning stops a run can be read, before anything is built.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    try:
+        Timer(duration=max_time)
+    except (MisconfigurationException, TypeError) as error:
+        raise ConfigurationError(
+            "trainer.max_time must be days, hours, minutes and seconds as DD:HH:MM:SS, such as 00:01:30:00, or "
+            f"a mapping such as {{minutes: 90}}, got {max_time!r}."
+        ) from error
 
 
 def check_alignment(trainer: Trainer, loader: TickLoader) -> None:

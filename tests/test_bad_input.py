@@ -273,6 +273,16 @@ KNOWN_BEFORE_THE_MODEL = {
         "ReferenceRefresh",
         "model.lora",
     ),
+    "a time without its unit": ({"trainer.max_time": "2s"}, "trainer.max_time", "DD:HH:MM:SS"),
+    "a negative norm to clip to": ({"trainer.gradient_clip_val": -1}, "trainer.gradient_clip_val", "got -1"),
+    "validations at every moment": ({"trainer.val_check_interval": 0}, "trainer.val_check_interval", "got 0"),
+    "a strategy that refuses its settings": (
+        {"trainer.strategy": {"class_path": "FSDP2Strategy", "init_args": {"process_group_backend": "glooo"}}},
+        "trainer.strategy.process_group_backend",
+        "got glooo",
+    ),
+    "a strategy that does not exist": ({"trainer.strategy": {"class_path": "Nope"}}, "trainer.strategy", "'Nope'"),
+    "settings of no strategy": ({"trainer.strategy": {"init_args": {}}}, "trainer.strategy", "class_path"),
     "greedy training": ({"model.init_args.sampling.temperature": 0.0}, "model.sampling.temperature", "> 0"),
 }
 
@@ -326,6 +336,23 @@ def test_an_optimizer_that_its_package_lacks_is_named(config, capsys, no_model):
     message = mistake(capsys, config, "--model.optimizer", "torch.optim.Nope")
     assert "model.optimizer: cannot load the class 'torch.optim.Nope'" in message
     assert "GRPOModule" not in message
+
+
+@pytest.mark.parametrize("group", ["checkpoint", "init_args.checkpoint"])
+def test_a_strategys_name_with_settings_is_answered_with_its_class(config, capsys, no_model, group):
+    message = mistake(capsys, config, "--trainer.strategy", "deepspeed_3", f"--trainer.strategy.{group}", "whole")
+    assert "trainer.strategy: the name 'deepspeed_3' takes no settings" in message
+    assert "{class_path: ZeROStrategy, init_args: {stage: 3, ...}}" in message
+
+
+def test_a_refused_strategys_name_with_settings_is_answered_with_the_reason(config, capsys, no_model):
+    message = mistake(capsys, config, "--trainer.strategy", "fsdp", "--trainer.strategy.cpu_offload", "true")
+    assert "trainer.strategy: fsdp is Lightning's older FSDP" in message
+
+
+def test_an_accelerators_name_takes_no_settings(config, capsys, no_model):
+    message = mistake(capsys, config, "--trainer.accelerator", "cpu", "--trainer.accelerator.cores", "1")
+    assert "trainer.accelerator: 'cpu' is not the name of a class" in message
 
 
 def test_a_stop_string_that_the_command_line_takes_for_a_comment_is_explained(config, capsys, no_model):
@@ -463,6 +490,12 @@ class TestCheckpoints:
 
     def test_that_does_not_exist(self, config, capsys, no_model):
         assert "absent.ckpt" in mistake(capsys, config, "--ckpt_path", "absent.ckpt")
+
+    @pytest.mark.parametrize("command", ["fit", "validate"])
+    def test_the_best_of_no_run(self, config, capsys, no_model, command):
+        Path("run.yaml").write_text(yaml.safe_dump(config))
+        message = mistake_of(capsys, command, "--config", "run.yaml", "--ckpt_path", "best")
+        assert "ckpt_path: a checkpoint is the best within a run alone" in message
 
     def test_of_another_model(self, config, capsys, checkpoint, no_step):
         put(config, "model.init_args.policy.init_args.hidden_size", 32)

@@ -125,6 +125,7 @@ def test_the_commands_after_a_run_merge_the_adapter_and_evaluate_it_without_anot
     assert lines["evaluate it:"].endswith("--model.lora=null")
 
 
+@pytest.mark.filterwarnings("ignore:model.max_tokens_per_microbatch is")
 def test_layers_that_are_computed_again_are_counted():
     class Logged(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):

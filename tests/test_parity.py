@@ -56,6 +56,7 @@ def test_micro_batches(whole, dtype, num_epochs, accumulate, aggregation, layout
     assert_same(split, whole(dtype, num_epochs, aggregation=aggregation), dtype, start_weights(dtype))
 
 
+@pytest.mark.filterwarnings("ignore:model.max_tokens_per_microbatch is")
 @pytest.mark.parametrize("layout", replay.LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_an_oversized_bin_cut_into_pieces(whole, dtype, layout):

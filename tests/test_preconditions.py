@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from grpo_lightning.preconditions import (
     check_alignment,
     check_configuration,
     check_draw_ahead,
+    check_max_time,
     check_microbatch_limit,
     check_objective,
     check_sampling,
@@ -37,6 +39,8 @@ def trainer(**changes):
         "accumulate_grad_batches": 2,
         "limit_train_batches": 1.0,
         "val_check_interval": 1.0,
+        "check_val_every_n_epoch": 1,
+        "gradient_clip_val": None,
         "fast_dev_run": False,
         "overfit_batches": 0.0,
     }
@@ -105,6 +109,39 @@ def test_a_group_is_more_than_the_attempts_that_count_as_one():
 def test_a_micro_batch_has_room_for_a_token():
     with pytest.raises(ConfigurationError, match=r"model.max_tokens_per_microbatch must be >= 1 or null, got 0"):
         check_microbatch_limit(0)
+
+
+@pytest.mark.parametrize("norm", [-1, -0.5, float("nan")])
+def test_gradients_are_not_clipped_to_a_negative_norm(norm):
+    with pytest.raises(ConfigurationError, match=rf"trainer.gradient_clip_val must be > 0, .* got {norm}"):
+        check_trainer(trainer(gradient_clip_val=norm), SHAPE)
+    for allowed in (0, 0.0, 1.0):
+        check_trainer(trainer(gradient_clip_val=allowed), SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"val_check_interval": 0}, "trainer.val_check_interval must be > 0, got 0"),
+        ({"val_check_interval": 0.0}, "trainer.val_check_interval must be > 0, got 0.0"),
+        ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch must be >= 1 or null, got 0"),
+    ],
+)
+def test_validations_are_some_way_apart(changes, said):
+    with pytest.raises(ConfigurationError, match=said):
+        check_trainer(trainer(**changes), SHAPE)
+    check_trainer(trainer(val_check_interval="00:01:00:00", check_val_every_n_epoch=None), SHAPE)
+
+
+@pytest.mark.parametrize("max_time", ["2s", {"sec": 2}])
+def test_a_time_that_cannot_be_read_is_refused(max_time):
+    with pytest.raises(ConfigurationError, match=r"trainer.max_time must be .* DD:HH:MM:SS"):
+        check_max_time(max_time)
+
+
+@pytest.mark.parametrize("max_time", [None, "00:00:00:02", {"seconds": 2}, timedelta(seconds=2)])
+def test_a_time_that_lightning_reads_is_left_to_it(max_time):
+    check_max_time(max_time)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

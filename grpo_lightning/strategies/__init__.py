@@ -54,6 +54,7 @@ def _whole(strategy: Strategy) -> Placement:
 
 
 __all__ = [
+    "REASONS",
     "WHOLE",
     "FSDP2Placement",
     "FSDP2Strategy",

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from grpo_lightning.checkpointing import PolicyExport
 from grpo_lightning.checkpointing.shards import FOLDER, read_rest, read_states, read_weights, save_shards
+from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, timeout_of
 from grpo_lightning.strategies.emptying import take_out
 from grpo_lightning.strategies.placement import Placement, norm_of
 
@@ -33,6 +34,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             memory; "sharded" for folders to which each rank writes its shards, for models whose state does not fit
             there. All machines must see the folder.
         process_group_backend: Of torch.distributed; None takes what suits the device.
+        timeout_seconds: How long ranks wait for each other in a collective before they give up a rank that hangs, and
+            the run. It must be longer than the slowest rollout, its scoring and a checkpoint take.
+
+    Raises:
+        ConfigurationError: The backend is not there, or the timeout is none.
     """
 
     def __init__(
@@ -40,11 +46,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         compute_dtype: Literal["bfloat16", "float16"] | None = None,
         checkpoint: Literal["whole", "sharded"] = "whole",
         process_group_backend: str | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
+        check_backend(process_group_backend)
         super().__init__(
             tensor_parallel_size=1,
             save_distributed_checkpoint=checkpoint == "sharded",
             process_group_backend=process_group_backend,
+            timeout=timeout_of(timeout_seconds),
         )
         self.compute_dtype = compute_dtype
         self.checkpoint = checkpoint

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from grpo_lightning.checkpointing import PolicyExport
 from grpo_lightning.checkpointing.shards import read_whole
+from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, timeout_of
 from grpo_lightning.strategies.placement import Placement
 from grpo_lightning.strategies.zero_placement import ZeRO3Placement, ZeROPlacement
 from grpo_lightning.strategies.zero_state import (
@@ -43,9 +44,12 @@ class ZeROStrategy(DeepSpeedStrategy):
             (https://www.deepspeed.ai/docs/config-json/), such as `reduce_bucket_size`.
         checkpoint: As under `FSDP2Strategy`, but "sharded" is refused: see docs/scaling.md.
         process_group_backend: Of torch.distributed; None takes what suits the device.
+        timeout_seconds: How long ranks wait for each other in a collective before they give up a rank that hangs, and
+            the run. It must be longer than the slowest rollout, its scoring and a checkpoint take.
 
     Raises:
-        ConfigurationError: DeepSpeed is not installed, or checkpoints are to be sharded.
+        ConfigurationError: DeepSpeed is not installed, checkpoints are to be sharded, the backend is not there, or the
+            timeout is none.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         zero_settings: dict[str, Any] | None = None,
         checkpoint: Literal["whole", "sharded"] = "whole",
         process_group_backend: str | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         if find_spec("deepspeed") is None:
             raise ConfigurationError(
@@ -65,12 +70,14 @@ class ZeROStrategy(DeepSpeedStrategy):
                 f"trainer.strategy.checkpoint: {checkpoint} is not for deepspeed_{stage}, whose shards no other "
                 "strategy, stage or number of ranks reads; set whole, or take fsdp2."
             )
+        check_backend(process_group_backend)
         name_accelerator()
         super().__init__(
             stage=stage,
             offload_optimizer=offload,
             offload_parameters=offload and stage == 3,
             process_group_backend=process_group_backend,
+            timeout=timeout_of(timeout_seconds),
         )
         self.stage = stage
         self.config: dict[str, Any]

@@ -74,6 +74,7 @@ def test_rows_of_one_length_are_padded():
     assert 0 < outside.logged[0]["throughput/padding_ratio"] < 1
 
 
+@pytest.mark.filterwarnings("ignore:model.max_tokens_per_microbatch is")
 def test_every_token_of_a_cut_micro_batch_is_computed_twice():
     outside = Outside()
     replay.run(iterations=2, callbacks=(Throughput(FLOPS, BANDWIDTH), outside), max_tokens=40)

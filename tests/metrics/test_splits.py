@@ -22,6 +22,7 @@ def assert_same(metrics, whole):
         assert mine == pytest.approx(theirs, **(LATER if i else FIRST))
 
 
+@pytest.mark.filterwarnings("ignore:model.max_tokens_per_microbatch is")
 @pytest.mark.parametrize("split", [{"accumulate": 4}, {"accumulate": 16}, {"max_tokens": 20}], ids=str)
 def test_micro_batches(whole, split):
     assert_same(replay.run(**SETTINGS, **split, iterations=2)[0].metrics, whole)

@@ -1,3 +1,4 @@
+from datetime import timedelta
 from importlib.util import find_spec
 
 import pytest
@@ -51,6 +52,35 @@ def test_zero_says_what_to_install(monkeypatch):
 def test_zero_has_no_sharded_checkpoints():
     with pytest.raises(ConfigurationError, match=r"trainer.strategy.checkpoint: sharded is not for deepspeed_3"):
         ZeROStrategy(stage=3, checkpoint="sharded")
+
+
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
+
+
+@pytest.mark.parametrize("strategy", [FSDP2Strategy, pytest.param(ZeROStrategy, marks=NEEDS_DEEPSPEED)])
+class TestCommunication:
+    """Settings that are refused, or handed to Lightning."""
+
+    @pytest.mark.parametrize("backend", ["glooo", "undefined", "cpu:gloo,cuda:ncl"])
+    def test_a_backend_that_is_not_there(self, strategy, backend):
+        with pytest.raises(
+            ConfigurationError, match=rf"trainer.strategy.process_group_backend must be .*gloo.* got {backend}"
+        ):
+            strategy(process_group_backend=backend)
+
+    @pytest.mark.parametrize("backend", [None, "gloo", "cpu:gloo"])
+    def test_a_backend_that_is_there(self, strategy, backend):
+        assert strategy(process_group_backend=backend)._process_group_backend == backend
+
+    @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+    def test_a_timeout_that_is_none(self, strategy, seconds):
+        with pytest.raises(
+            ConfigurationError, match=f"trainer.strategy.timeout_seconds must be > 0 and finite, got {seconds}"
+        ):
+            strategy(timeout_seconds=seconds)
+
+    def test_a_timeout(self, strategy):
+        assert strategy(timeout_seconds=90)._timeout == timedelta(seconds=90)
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "deepspeed_stage_2", "deepspeed_stage_3_offload"])
