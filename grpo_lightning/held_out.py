@@ -35,7 +35,7 @@ class HeldOutLoops(LightningModule, ABC):
         return [EndTogether(self.stopping)]
 
     @abstractmethod
-    def whole_policy(self) -> AbstractContextManager[None]:
+    def drawable_policy(self) -> AbstractContextManager[None]:
         """Inside, the engine can draw, on each rank as much as it likes. Entered by all ranks together."""
 
     @abstractmethod
@@ -57,7 +57,7 @@ class HeldOutLoops(LightningModule, ABC):
     def predict_step(self, batch: list[EvaluationPrompt], batch_idx: int) -> list[dict[str, Any]]:  # noqa: ARG002
         """The completions of some prompts, drawn as `model.sampling` says; see `draw_each`."""
         coordinates = Coordinates(seed=self.seed, stream=Stream.PREDICT, iteration=0)
-        with self.whole_policy():
+        with self.drawable_policy():
             return draw_each(self.idle_engine(), batch, self.sampling, coordinates)
 
     def on_validation_epoch_end(self) -> None:
@@ -97,11 +97,11 @@ class HeldOutLoops(LightningModule, ABC):
             StoppedRun: The run was asked to stop.
         """
         if self.engine.draws_alone:  # it can be broken off, and putting the weights together cannot
-            with self.whole_policy():
+            with self.drawable_policy():
                 return self.stopping.unless_stopped(draw, can_break_off=True)
 
         def draw_together() -> T:
-            with self.whole_policy():  # the ranks are in step until all have left it
+            with self.drawable_policy():  # the ranks are in step until all have left it
                 return draw()
 
         return self.stopping.unless_stopped(draw_together, can_break_off=False)

@@ -69,7 +69,7 @@ class RolloutsOfARun(ModelsOfARun, ABC):
         """The next iteration's completions, from the weights of this moment, in the background."""
         assert isinstance(self.engine, DrawsAhead), "preconditions see to it"
         prompts = self._take_prompts()
-        with self.phase("generate"), self.whole_policy():
+        with self.phase("generate"), self.drawable_policy():
             return begin_groups(
                 self.engine,
                 prompts,
@@ -98,7 +98,7 @@ class RolloutsOfARun(ModelsOfARun, ABC):
         return self.engine
 
     @contextmanager
-    def whole_policy(self) -> Iterator[None]:
+    def drawable_policy(self) -> Iterator[None]:
         """Inside, the engine can draw from the policy's weights, on each rank as much as it likes. A collective."""
         assert self.policy is not None
         placement, policy = self.placement, self.policy

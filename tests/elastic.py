@@ -62,7 +62,7 @@ class SaveWithLogits(replay.SaveAt):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.number:
-            with torch.no_grad(), pl_module.whole_policy():
+            with torch.no_grad(), pl_module.drawable_policy():
                 self.logits = pl_module.policy.model(PROBE).logits
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -101,7 +101,7 @@ class DrawAll(Callback):
         rank = module.global_rank
         module.engine = InProcessEngine(gather=self._gather, **case.engine)
         module.engine.setup(module.policy.model, module.tokenizer, module.policy.eos_token_ids)
-        with module.whole_policy():
+        with module.drawable_policy():
             completions = module.engine.generate(case.requests(rank), case.sampling[rank], WHERE)
         self.file.write_text(f"{self._gather}: {case}")
         return [(c.token_ids, c.sampler_logprobs) for c in completions]

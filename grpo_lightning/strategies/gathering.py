@@ -10,6 +10,7 @@ from grpo_lightning.strategies.placement import Placement
 from grpo_lightning.types import ConfigurationError
 
 GIB = 2**30
+_UNITS = {"GiB": GIB, "MiB": 2**20, "KiB": 2**10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,13 @@ class GatheredSize:
     def in_words(self, gather: str) -> str:
         """What a choice costs each rank, beside its shards."""
         if gather == "whole":
-            return f"Rollouts put all weights together once, {_gib(self.whole)} on every rank (model.engine.gather)."
+            return (
+                f"Rollouts put all weights together once, {_in_units(self.whole)} on every rank (model.engine.gather)."
+            )
         return (
-            f"Rollouts put weights together layer by layer, at most {_gib(self.at_once)} at once on every rank "
-            f"(model.engine.gather). The ranks draw in step, and exchange {_gib(self.whole - self.around)} for every "
-            "token of the longest completion."
+            f"Rollouts put weights together layer by layer, at most {_in_units(self.at_once)} at once on every rank "
+            f"(model.engine.gather). The ranks draw in step, and exchange {_in_units(self.whole - self.around)} for "
+            "every token of the longest completion."
         )
 
 
@@ -67,5 +70,9 @@ def gathered_size(model: nn.Module, nbytes: Callable[[Tensor], int]) -> Gathered
     return GatheredSize(whole=whole, around=whole - sum(blocks), block=max(blocks, default=0))
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"
+def _in_units(size: int) -> str:
+    """In the largest unit of which there is one at least."""
+    for unit, num_bytes in _UNITS.items():
+        if size >= num_bytes:
+            return f"{size / num_bytes:.2f} {unit}"
+    return f"{size} bytes"

@@ -22,6 +22,15 @@ def test_a_choice_says_its_price():
     assert "exchange 6.00 GiB for every token" in layerwise
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "said"),
+    [(3 * GIB // 2, "1.50 GiB"), (5 * 2**18, "1.25 MiB"), (2048, "2.00 KiB"), (1023, "1023 bytes")],
+)
+def test_a_small_price_is_said_in_small_units(num_bytes, said):
+    size = GatheredSize(whole=num_bytes, around=0, block=0)
+    assert f"once, {said} on every rank" in size.in_words("whole")
+
+
 def test_layers_are_put_together_where_they_are_in_shards():
     check_gathering("layerwise", ZeRO3Placement)
     check_gathering("whole", Placement)
