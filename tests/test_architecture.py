@@ -75,10 +75,10 @@ MAY_IMPORT = {
     "planning": {"batching", "constructors", "policy", "rollout", "strategies", *PURE},
     "cold_start": PURE,
     "constructors": set(),
-    "parse_errors": {"constructors", *PURE},
+    "parse_errors": {"constructors", "strategies", *PURE},
     "cli": {
         *("admission", "callbacks", "chat", "checkpointing", "cold_start", "merging", "models", "parse_errors"),
-        *("planning", "run_folder", "strategies", *PURE),
+        *("planning", "preconditions", "run_folder", "strategies", *PURE),
     },
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},
