@@ -3,6 +3,7 @@
 from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from grpo_lightning.batching import InStep
-from grpo_lightning.checkpointing import PolicyExport, whole_checkpoint, write_whole
+from grpo_lightning.checkpointing import PolicyExport, make_room, whole_checkpoint, write_whole
 from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.policy import (
     Compile,
@@ -52,6 +53,8 @@ class ModelsOfARun(HeldOutLoops, ABC):
         chosen = whole_checkpoint(path, self.found_checkpoints)
         if chosen != path:
             self.trainer._checkpoint_connector._ckpt_path = str(chosen)  # what Lightning says that it has restored
+            if self.trainer.training and self.trainer.is_global_zero:
+                make_room([*takewhile(lambda found: found != chosen, self.found_checkpoints)])
         return chosen
 
     @property

@@ -12,7 +12,7 @@ from shards import local, optimizer_states, whole
 from torch.utils._pytree import tree_map
 
 from grpo_lightning.checkpointing.export import WholeFiles
-from grpo_lightning.checkpointing.search import by_age, in_folder
+from grpo_lightning.checkpointing.search import in_folder, newest_first
 from grpo_lightning.strategies import FSDP2Strategy, ZeROStrategy
 
 # Recorded rollouts of ragged lengths, clipping, a schedule, two updates per rollout, accumulation.
@@ -119,7 +119,7 @@ def killed_in_a_save(folder, strategy, step, number):
 def gone_on(folder):
     """The run that goes on from the newest checkpoint of a folder that is whole."""
     module, data, trainer, record = replay.make(**SETTINGS)
-    found = by_age(in_folder(folder))
+    found = newest_first(in_folder(folder))
     module.found_checkpoints = found
     trainer.fit(module, data, ckpt_path=found[0])
     return record

@@ -554,6 +554,9 @@ class TestCheckpoints:
             fit(config, "--ckpt_path", "last")
         assert sum("is skipped" in str(warning.message) for warning in said) == 2
         assert len(steps) == 1, "from the first step to the second"
+        left = {path.name for path in Path("kept").iterdir() if path.suffix in (".ckpt", ".torn")}
+        torn = {"epoch=0-step=2.ckpt.torn", "last.ckpt.torn"}
+        assert left == {"epoch=0-step=1.ckpt", "epoch=0-step=2.ckpt", "last.ckpt", *torn}
 
     @pytest.mark.filterwarnings("ignore:The dirpath has changed")
     def test_under_slurm_the_newest_whole_one_of_a_job_that_was_ended_is_taken(

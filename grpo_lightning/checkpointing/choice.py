@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import distributed
 
 from grpo_lightning.checkpointing.manifest import manifest_of, problem_of
-from grpo_lightning.checkpointing.search import by_age
+from grpo_lightning.checkpointing.search import newest_first
+from grpo_lightning.checkpointing.writing import UNFINISHED, put_torn_aside
 from grpo_lightning.types import ConfigurationError
 
 T = TypeVar("T")
@@ -38,6 +39,14 @@ def whole_checkpoint(named: Path, found: Sequence[Path] = ()) -> Path:
     raise ConfigurationError(f"ckpt_path: none of the {len(found)} checkpoints in {named.parent} is whole.")
 
 
+def make_room(skipped: Sequence[Path]) -> None:
+    """Put torn checkpoints aside, so that the run that goes on without them can write others under their names."""
+    for path in skipped:
+        if path.exists() and path.parent.name != UNFINISHED:  # of a save that was cut off: the next one clears it away
+            torn = put_torn_aside(path)
+            rank_zero_info(f"The torn checkpoint {path.name} is now {torn}; the next one of its name takes its place.")
+
+
 def _said(path: Path) -> Path:
     if not manifest_of(path).exists():
         rank_zero_info(
@@ -49,7 +58,7 @@ def _said(path: Path) -> Path:
 
 def _advice(torn: Path) -> str:
     """Which one to take instead."""
-    others = by_age(path for path in torn.parent.glob("*.ckpt") if path.resolve() != torn.resolve())
+    others = newest_first(path for path in torn.parent.glob("*.ckpt") if path.resolve() != torn.resolve())
     whole = next((path for path in others if problem_of(path, with_checksums=False) is None), None)
     return "" if whole is None else f"\nThe newest of the others beside it is {whole.name}."
 

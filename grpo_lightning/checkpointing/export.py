@@ -27,7 +27,7 @@ class WholeFiles(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"Trainer.save_checkpoint: files have no storage_options, got {storage_options!r}.")
-        write_file(checkpoint, Path(path))
+        write_file(checkpoint, Path(path), global_step=checkpoint.get("global_step"))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Of a folder with shards, the whole as well."""

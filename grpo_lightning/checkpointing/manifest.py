@@ -1,25 +1,29 @@
 """What a checkpoint consists of, file by file, so that one that was cut off or damaged is recognised.
 
 The manifest of ``last.ckpt`` is ``last.ckpt.manifest.json`` beside it, or ``manifest.json`` in it where it is a folder.
-It gives each file's contents by size and SHA-256: one, or two while a file is being replaced, of which either is whole.
+It gives each file's contents by size and SHA-256: one, or two while a file is being replaced, of which either is whole;
+and the optimizer steps behind the checkpoint.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 from zipfile import is_zipfile
 
 IN_FOLDER = "manifest.json"
 
 
-class Content(NamedTuple):
+@dataclass(frozen=True)
+class Content:
     """What a file holds."""
 
     size: int
     sha256: str
+    global_step: int | None = field(default=None, compare=False)
+    """The optimizer steps behind the checkpoint, in one of its files."""
 
 
 Contents = Mapping[str, Sequence[Content]]
@@ -43,7 +47,7 @@ def content_of(file: Path) -> Content:
 
 def write_manifest(manifest: Path, contents: Contents) -> None:
     """Write a manifest whole or not at all."""
-    listed = {name: [content._asdict() for content in allowed] for name, allowed in sorted(contents.items())}
+    listed = {name: [_listed(content) for content in allowed] for name, allowed in sorted(contents.items())}
     unfinished = manifest.with_name(f".{IN_FOLDER}.unfinished")
     with unfinished.open("w") as file:
         json.dump({"files": listed}, file, indent=1)
@@ -59,6 +63,23 @@ def read_manifest(manifest: Path) -> Contents | None:
         return {name: [Content(**content) for content in allowed] for name, allowed in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The optimizer steps behind a checkpoint; None where its manifest, if there is one, does not say.
+
+    Where a save was cut off, so that the manifest allows two contents, the file is read.
+    """
+    manifest = manifest_of(checkpoint)
+    contents = read_manifest(manifest) if manifest.is_file() else None
+    for name, allowed in (contents or {}).items():
+        file = manifest.parent / name
+        if len(allowed) > 1 and file.is_file():
+            present = content_of(file)
+            allowed = [content for content in allowed if content == present]
+        if allowed and allowed[0].global_step is not None:
+            return allowed[0].global_step
+    return None
 
 
 def problem_of(checkpoint: Path, *, rank: int = 0, num_ranks: int = 1, with_checksums: bool = True) -> str | None:
@@ -85,6 +106,10 @@ def problem_of(checkpoint: Path, *, rank: int = 0, num_ranks: int = 1, with_chec
         return problem
     mine = [*contents.items()][rank::num_ranks]
     return next(filter(None, (_wrong_content(folder / name, allowed) for name, allowed in mine)), None)
+
+
+def _listed(content: Content) -> dict[str, int | str]:
+    return {name: value for name, value in asdict(content).items() if value is not None}
 
 
 def _problem_without_manifest(checkpoint: Path) -> str | None:

@@ -8,7 +8,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-from grpo_lightning.checkpointing.manifest import IN_FOLDER
+from grpo_lightning.checkpointing.manifest import IN_FOLDER, step_of
 from grpo_lightning.checkpointing.writing import REPLACED, UNFINISHED
 
 
@@ -17,11 +17,11 @@ def found_checkpoints(trainer: Trainer, ckpt_path: str | None) -> list[Path]:
 
     Args:
         trainer: Of the run, which need not be set up.
-        ckpt_path: "last" for those in the folders of the run's `ModelCheckpoint` and `OnExceptionCheckpoint`, by their
-            age; "hpc" for those that Lightning leaves when SLURM ends a job, and None for the same under SLURM.
+        ckpt_path: "last" for those in the folders of the run's `ModelCheckpoint` and `OnExceptionCheckpoint`, newest
+            first; "hpc" for those that Lightning leaves when SLURM ends a job, and None for the same under SLURM.
     """
     if ckpt_path == "last":
-        return by_age(_of_callbacks(trainer))
+        return newest_first(_of_callbacks(trainer))
     if ckpt_path == "hpc" or (ckpt_path is None and SLURMEnvironment.detect()):
         return _of_slurm(Path(trainer.default_root_dir))
     return []
@@ -39,10 +39,19 @@ def in_folder(folder: Path) -> Iterator[Path]:
             yield rest
 
 
-def by_age(checkpoints: Iterable[Path]) -> list[Path]:
-    """Newest first; what a link points to once."""
+def newest_first(checkpoints: Iterable[Path]) -> list[Path]:
+    """By the optimizer steps behind them, then by when their files were written; what a link points to once.
+
+    Those of which no steps are known, as an earlier version wrote them, come last.
+    """
     present = {path.resolve() for path in checkpoints if path.exists()}
-    return sorted(present, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    steps = {path: step_of(path) for path in present}
+
+    def age(path: Path) -> tuple[int, int, str]:
+        step = steps[path]
+        return -1 if step is None else step, path.stat().st_mtime_ns, path.name
+
+    return sorted(present, key=age, reverse=True)
 
 
 def _of_callbacks(trainer: Trainer) -> Iterator[Path]:

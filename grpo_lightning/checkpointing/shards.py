@@ -5,6 +5,7 @@ number of ranks, or whole in one process. What else a checkpoint holds is in `RE
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
@@ -48,7 +49,8 @@ def save_shards(path: Path, checkpoint: dict[str, Any], trained: Sequence[str]) 
     contents = {file.name: [content_of(file)] for file in unfinished.glob(f"__{rank}_*")}
     if rank == 0:
         contents[INDEX] = [content_of(unfinished / INDEX)]
-        contents[REST] = [save_synced(_rest(checkpoint, trained), unfinished / REST)]
+        rest = save_synced(_rest(checkpoint, trained), unfinished / REST)
+        contents[REST] = [replace(rest, global_step=checkpoint.get("global_step"))]
     of_ranks: list[Any] | None = [None] * distributed.get_world_size() if rank == 0 else None
     distributed.gather_object(contents, of_ranks)
     if of_ranks is not None:

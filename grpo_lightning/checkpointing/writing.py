@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ from grpo_lightning.checkpointing.manifest import (
     write_manifest,
 )
 
-UNFINISHED, REPLACED = ".unfinished", ".replaced"
+UNFINISHED, REPLACED, TORN = ".unfinished", ".replaced", ".torn"
 
 ONE_AT_A_TIME = Lock()
 """Of the threads of a process: a checkpoint may be written behind a run's back, and clears away what is unfinished."""
@@ -80,6 +81,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def put_torn_aside(checkpoint: Path) -> Path:
+    """Let a torn checkpoint make room for the next one of its name, without loss.
+
+    Returns:
+        Where it lies now, with its manifest.
+    """
+    torn = checkpoint.with_name(checkpoint.name + TORN)
+    remove(torn)
+    manifests = [path.with_name(f"{path.name}.{IN_FOLDER}") for path in (checkpoint, torn)]
+    remove(manifests[1])
+    if manifests[0].is_file():
+        manifests[0].rename(manifests[1])
+    checkpoint.rename(torn)
+    return torn
+
+
 def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder whole or not at all."""
     with ONE_AT_A_TIME:
@@ -88,16 +105,21 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         finish(unfinished, folder)
 
 
-def write_file(content: Any, path: Path) -> None:
+def write_file(content: Any, path: Path, *, global_step: int | None = None) -> None:
     """Write what `torch.load` reads, and its manifest, whole or not at all.
 
     Until the file has taken its place, the manifest allows what is there too: at every moment they agree.
+
+    Args:
+        content: What to save.
+        path: Of the file.
+        global_step: The optimizer steps behind it, for the manifest.
     """
     path = path.parent.resolve() / path.name
     with ONE_AT_A_TIME:
         clear(path.parent)
         unfinished = begin(path)
-        written = save_synced(content, unfinished)
+        written = replace(save_synced(content, unfinished), global_step=global_step)
         before = [_present_content(path)] if path.is_file() and not path.is_symlink() else []
         manifest = path.with_name(f"{path.name}.{IN_FOLDER}")
         write_manifest(manifest, {path.name: [written, *before]})
@@ -121,7 +143,10 @@ def _present_content(path: Path) -> Content:
     manifest = manifest_of(path)
     contents = read_manifest(manifest) if manifest.exists() else None
     allowed = (contents or {}).get(path.name, ())
-    return allowed[0] if len(allowed) == 1 else content_of(path)
+    if len(allowed) == 1:
+        return allowed[0]
+    present = content_of(path)
+    return next((content for content in allowed if content == present), present)
 
 
 def _sync(folder: Path) -> None:

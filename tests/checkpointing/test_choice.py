@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from grpo_lightning.checkpointing import choice, whole_checkpoint
+from grpo_lightning.checkpointing import choice, make_room, whole_checkpoint
 from grpo_lightning.checkpointing.writing import write_file
 from grpo_lightning.types import ConfigurationError
 
@@ -55,3 +55,20 @@ def test_one_that_cannot_be_verified_is_taken_and_said(checkpoints, monkeypatch)
     checkpoints[0].with_name("c.ckpt.manifest.json").unlink()
     assert whole_checkpoint(checkpoints[0]) == checkpoints[0]
     assert "c.ckpt has no manifest: it cannot be verified" in said[0]
+
+
+def test_torn_ones_make_room_with_their_manifests(checkpoints, tmp_path):
+    (tmp_path / "b.ckpt.torn").write_text("of an earlier time")
+    held = [path.read_bytes() for path in checkpoints]
+    make_room(checkpoints[:2])
+    kept = ["a.ckpt", "a.ckpt.manifest.json"]
+    torn = [f"{name}.ckpt.torn{more}" for name in "bc" for more in ("", ".manifest.json")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*kept, *torn]
+    assert [(tmp_path / f"{name}.ckpt.torn").read_bytes() for name in "cb"] == held[:2]
+
+
+def test_what_the_next_save_clears_away_is_left_to_it(tmp_path):
+    rest = tmp_path / ".unfinished" / "last.ckpt"
+    rest.mkdir(parents=True)
+    make_room([rest])
+    assert rest.is_dir()

@@ -6,6 +6,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from grpo_lightning.checkpointing import found_checkpoints
+from grpo_lightning.checkpointing.manifest import IN_FOLDER, Content, content_of, write_manifest
+from grpo_lightning.checkpointing.search import newest_first
+from grpo_lightning.checkpointing.writing import write_file
 
 
 def make(folder, *names):
@@ -31,6 +34,50 @@ def test_last_means_the_newest_in_the_folders_of_the_callbacks(tmp_path):
     callbacks = ModelCheckpoint(tmp_path / "kept"), OnExceptionCheckpoint(tmp_path)
     found = found_checkpoints(trainer(tmp_path, *callbacks), "last")
     assert names(found) == ["on_exception.ckpt", "step=2.ckpt", "last.ckpt", "step=1.ckpt"]
+
+
+class TestNewest:
+    """By their steps, then by the times of their files."""
+
+    @staticmethod
+    def write(folder, steps):
+        """Checkpoints by their names, each written after the one before, all in one second."""
+        for age, (name, step) in enumerate(steps.items()):
+            write_file(name, folder / name, global_step=step)
+            os.utime(folder / name, (age, age))
+
+    def test_a_copy_that_gives_files_other_times_changes_nothing(self, tmp_path):
+        self.write(tmp_path, {"c.ckpt": 12, "b.ckpt": 9, "a.ckpt": 3})
+        assert names(newest_first(tmp_path.glob("*.ckpt"))) == ["c.ckpt", "b.ckpt", "a.ckpt"]
+
+    def test_of_the_same_step_the_one_written_last(self, tmp_path):
+        self.write(tmp_path, {"b.ckpt": 9, "a.ckpt": 9, "c.ckpt": 8})
+        assert names(newest_first(tmp_path.glob("*.ckpt"))) == ["a.ckpt", "b.ckpt", "c.ckpt"]
+
+    def test_those_without_a_step_come_last_by_their_times(self, tmp_path):
+        self.write(tmp_path, {"first.ckpt": 0, "b.ckpt": None, "a.ckpt": None})
+        assert names(newest_first(tmp_path.glob("*.ckpt"))) == ["first.ckpt", "a.ckpt", "b.ckpt"]
+
+    @pytest.mark.parametrize(("is_new", "expected"), [(True, ["a.ckpt", "b.ckpt"]), (False, ["b.ckpt", "a.ckpt"])])
+    def test_a_save_that_was_cut_off_counts_as_what_is_there(self, tmp_path, is_new, expected):
+        self.write(tmp_path, {"a.ckpt": 1, "b.ckpt": 2, "new.ckpt": 3})
+        manifest = tmp_path / f"a.ckpt.{IN_FOLDER}"
+        new, old = (
+            {**vars(content_of(tmp_path / name)), "global_step": step}
+            for name, step in (("new.ckpt", 3), ("a.ckpt", 1))
+        )
+        write_manifest(manifest, {"a.ckpt": [Content(**new), Content(**old)]})
+        if is_new:
+            (tmp_path / "new.ckpt").replace(tmp_path / "a.ckpt")
+        assert names(newest_first([tmp_path / "a.ckpt", tmp_path / "b.ckpt"])) == expected
+
+    def test_of_shards_one_file_has_the_step(self, tmp_path):
+        self.write(tmp_path, {"b.ckpt": 5})
+        folder = tmp_path / "a.ckpt"
+        make(folder, "shard", "rest.pt")
+        rest = Content(**{**vars(content_of(folder / "rest.pt")), "global_step": 6})
+        write_manifest(folder / IN_FOLDER, {"shard": [content_of(folder / "shard")], "rest.pt": [rest]})
+        assert names(newest_first(tmp_path.glob("*.ckpt"))) == ["a.ckpt", "b.ckpt"]
 
 
 def test_without_a_folder_of_its_own_it_is_the_loggers(tmp_path):
