@@ -8,8 +8,6 @@ what the sampler's rounding does, and its age where servers draw ahead.
 import argparse
 import csv
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -18,6 +16,8 @@ from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from tools.benchmark.machine import describe
 
 ENGINES = {
     "InProcessEngine": ["configs/engine/inprocess.yaml"],
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--out", type=Path, default=Path("docs/figures/engines_learning.json"))
     arguments = parser.parse_args()
-    conditions = {"steps": arguments.steps, "cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+    conditions = {**describe(), "steps": arguments.steps}
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in arguments.engines}
     for seed in arguments.seeds:
         for engine in arguments.engines:

@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ import torch
 from grpo_lightning.policy import PretrainedPolicy
 from grpo_lightning.rollout.local_servers import LaunchedServers, LocalServers
 from grpo_lightning.rollout.server import Server, patiently
+from tools.benchmark.machine import describe
 from tools.engines.learning import command
 
 POLICY = "runs/quickstart/cold_start/policy"
@@ -119,7 +119,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise SystemExit("two cores are needed: one for the trainer, one for the server")
-    conditions = {**vars(arguments), "out": None, "cores": 2, "machine": platform.machine()}
+    conditions = {**describe(), **vars(arguments), "out": None}
     launched = started(cores[1])
     os.sched_setaffinity(0, {cores[0]})
     rounds: list[dict[str, Seconds]] = []

@@ -7,8 +7,6 @@ new version of all weights first, as every iteration of a training does; ``witho
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ from grpo_lightning.rollout.local_servers import LocalServers
 from grpo_lightning.rollout.vllm import completion_seeds, vllm_sampling
 from grpo_lightning.rollout.weight_sync import WeightCopyEngine
 from grpo_lightning.types import Coordinates, GenerationRequest, SamplingParams, Stream
+from tools.benchmark.machine import describe
 
 COORDINATES = Coordinates(seed=0, stream=Stream.TRAINING, iteration=0)
 POLICY = CharacterPolicy(hidden_size=640, num_layers=8, num_heads=10, intermediate_size=1792)
@@ -92,9 +91,12 @@ def compared(engine: WeightCopyEngine, raw: Any, arguments: argparse.Namespace) 
     engine.setup(model, tokenizer, frozenset({1}))
     version = 0
 
+    @torch.no_grad()
     def update() -> None:
         nonlocal version
         version += 1
+        for parameter in model.parameters():  # to another value, and back
+            parameter.mul_(1 + 2**-7 if version % 2 else 1 / (1 + 2**-7))
         engine.update_weights(NamedWeights(model), version)
 
     def ours() -> list[list[int]]:
@@ -139,7 +141,7 @@ def main() -> None:
         "VLLMEngine": (VLLMEngine(kv_cache_gib=0.5, enforce_eager=True), raw_colocated),
         "VLLMServerEngine": (VLLMServerEngine(local=local), raw_served),
     }
-    conditions = {**vars(arguments), "out": None, "cores": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+    conditions = {**describe(), **vars(arguments), "out": None}
     found = {name: compared(engine, raw, arguments) for name, (engine, raw) in cases.items()}
     print(json.dumps(found, indent=1))
     arguments.out.write_text(json.dumps({"conditions": conditions, "engines": found}, indent=1) + "\n")
