@@ -11,9 +11,13 @@ from torch import Tensor
 
 from grpo_lightning.checkpointing.manifest import manifest_of
 from grpo_lightning.checkpointing.shards import read_whole
-from grpo_lightning.checkpointing.writing import remove, write_file, write_whole
+from grpo_lightning.checkpointing.writing import policy_folder, prepare_policy, remove, take_place, write_file
 
 Weights = dict[str, Tensor]
+
+
+PREPARED_POLICY = "prepared_policy"
+"""The key under which `WholeFiles` are told, through whatever is around them, of the policy that lies aside."""
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -27,7 +31,10 @@ class WholeFiles(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"Trainer.save_checkpoint: files have no storage_options, got {storage_options!r}.")
-        write_file(checkpoint, Path(path), global_step=checkpoint.get("global_step"))
+        content = {key: value for key, value in checkpoint.items() if key != PREPARED_POLICY}
+        policy = checkpoint.get(PREPARED_POLICY)
+        policy = None if policy is None else Path(policy)
+        write_file(content, Path(path), global_step=checkpoint.get("global_step"), policy=policy)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Of a folder with shards, the whole as well."""
@@ -61,13 +68,21 @@ class PolicyExport(_WrappingCheckpointIO):
         self.save_policy, self.choose = save_policy, choose
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write the folder, then the checkpoint: whoever finds a checkpoint finds its policy."""
-        self.export(Path(path), checkpoint["state_dict"])
+        """Write the folder aside, then the checkpoint: both take their places together."""
+        prepared = self.prepare(Path(path), checkpoint["state_dict"])
+        if isinstance(_innermost(self), WholeFiles):
+            self._save({**checkpoint, PREPARED_POLICY: str(prepared)}, path, storage_options)
+            return
+        remove(policy_folder(path))  # where another class writes the checkpoint, nobody knows when it is there
+        self._save(checkpoint, path, storage_options)
+        take_place(prepared, policy_folder(path))
+
+    def _save(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None) -> None:
         self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)  # type: ignore[union-attr]
 
-    def export(self, path: Path, weights: Weights) -> None:
-        """Write the folder alone."""
-        write_whole(policy_folder(path), lambda folder: self.save_policy(folder, weights))
+    def prepare(self, path: Path, weights: Weights) -> Path:
+        """Write the folder aside, see `prepare_policy`."""
+        return prepare_policy(path, lambda folder: self.save_policy(folder, weights))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load what is whole. A collective."""
@@ -79,9 +94,10 @@ class PolicyExport(_WrappingCheckpointIO):
         remove(policy_folder(path))
 
 
-def policy_folder(checkpoint: Any) -> Path:
-    """Where the policy of a checkpoint lies: ``last.ckpt`` has ``last.policy``."""
-    return Path(checkpoint).with_suffix(".policy")
+def _innermost(checkpoint_io: Any) -> CheckpointIO | None:
+    while isinstance(checkpoint_io, _WrappingCheckpointIO):
+        checkpoint_io = checkpoint_io.checkpoint_io
+    return checkpoint_io  # type: ignore[no-any-return]
 
 
 def _with_whole_files(checkpoint_io: CheckpointIO) -> CheckpointIO:

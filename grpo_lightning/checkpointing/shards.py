@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from grpo_lightning.checkpointing.manifest import IN_FOLDER, content_of, write_manifest
-from grpo_lightning.checkpointing.writing import aside, begin, clear, finish, save_synced
+from grpo_lightning.checkpointing.writing import aside, begin, clear, finish_with_policy, save_synced
 
 REST, INDEX = "rest.pt", ".metadata"
 """The checkpoint as one file would have it, without the weights and the states of the optimizer; torch's index."""
@@ -26,13 +26,14 @@ FOLDER, TRAINED = "shards_folder", "shards_trained"
 """What is in it besides: once it is read, where it lies; the names of the trained weights, by their numbers."""
 
 
-def save_shards(path: Path, checkpoint: dict[str, Any], trained: Sequence[str]) -> None:
+def save_shards(path: Path, checkpoint: dict[str, Any], trained: Sequence[str], *, policy: Path | None = None) -> None:
     """Write a checkpoint whole or not at all: each rank its shards, the first one the rest. A collective.
 
     Args:
         path: The same for all ranks, in a folder that all of them see.
         checkpoint: Lightning's, with this rank's tensors in the weights and the states.
         trained: The names of the trained weights, by their numbers.
+        policy: On the first rank, what takes its place with the checkpoint, see `prepare_policy`.
     """
     rank = distributed.get_rank()
     path = path.parent.resolve() / path.name
@@ -55,7 +56,7 @@ def save_shards(path: Path, checkpoint: dict[str, Any], trained: Sequence[str]) 
     distributed.gather_object(contents, of_ranks)
     if of_ranks is not None:
         write_manifest(unfinished / IN_FOLDER, {name: c for part in of_ranks for name, c in part.items()})
-        finish(unfinished, path)
+        finish_with_policy(unfinished, path, policy)
     distributed.barrier()
 
 

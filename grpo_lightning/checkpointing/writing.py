@@ -7,9 +7,10 @@ the next one that is written clears away what a run has left that was killed.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -26,6 +27,13 @@ from grpo_lightning.checkpointing.manifest import (
 )
 
 UNFINISHED, REPLACED, TORN = ".unfinished", ".replaced", ".torn"
+WITH = "+policy"
+"""Ends the name of a policy that is whole, and takes its place when the checkpoint of that name has taken its own."""
+
+PREPARED: set[Path | None] = set()
+"""Policies that this process has written aside for checkpoints that it is about to write."""
+
+_NUMBERS = count()
 
 ONE_AT_A_TIME = Lock()
 """Of the threads of a process: a checkpoint may be written behind a run's back, and clears away what is unfinished."""
@@ -48,15 +56,22 @@ def clear(folder: Path) -> None:
     """Clear away what a killed run has left of checkpoints in a folder.
 
     One in a folder of its own that was whole, and only had to take its place, takes it; so does one that was put aside
-    for something that has not taken its place.
+    for something that has not taken its place. A policy takes its place if its checkpoint had taken its own.
     """
-    rests = sorted((folder / UNFINISHED).glob("*"), key=lambda rest: rest.name.endswith(REPLACED))  # what is new first
-    for rest in rests:
-        place = folder / rest.name.removesuffix(REPLACED)
-        if (rest / IN_FOLDER).is_file() and not place.exists():
-            rest.rename(place)
+    rests = [rest for rest in (folder / UNFINISHED).glob("*") if rest not in PREPARED]
+    removed = set()
+    for rest in sorted(rests, key=lambda rest: (rest.name.endswith(REPLACED), rest.name.endswith(WITH))):
+        name = rest.name.removesuffix(REPLACED).removesuffix(WITH)
+        if rest.name.endswith(WITH):
+            place, is_due = policy_folder(folder / name), name not in removed
+        else:
+            place = folder / name
+            is_due = (rest.name.endswith(REPLACED) or (rest / IN_FOLDER).is_file()) and not place.exists()
+        if is_due:
+            take_place(rest, place)
         else:
             remove(rest)
+            removed.add(rest.name)
 
 
 def finish(unfinished: Path, path: Path) -> None:
@@ -66,11 +81,67 @@ def finish(unfinished: Path, path: Path) -> None:
         path.rename(replaced)
     elif unfinished.is_dir():
         path.unlink(missing_ok=True)
+        remove(path.with_name(f"{path.name}.{IN_FOLDER}"))  # of the file
     unfinished.replace(path)
     _sync(path.parent)
     remove(replaced)
     with suppress(OSError):  # there may be others
         unfinished.parent.rmdir()
+
+
+def finish_with_policy(unfinished: Path, path: Path, prepared: Path | None) -> None:
+    """Let a checkpoint take its place, and the policy that was prepared for it: at no moment do both lie there unlike.
+
+    The policy before is put aside first. `clear` brings it back where the checkpoint has not taken its place.
+
+    Args:
+        unfinished: The checkpoint, whole.
+        path: Its place.
+        prepared: See `prepare_policy`; None where there is none.
+    """
+    if prepared is None:
+        finish(unfinished, path)
+        return
+    place, rests = policy_folder(path), aside(path).parent
+    whole, replaced = rests / f"{path.name}{WITH}", rests / f"{place.name}{REPLACED}"
+    prepared.rename(whole)
+    PREPARED.discard(prepared)
+    if place.exists():
+        place.rename(replaced)
+    finish(unfinished, path)
+    take_place(whole, place)
+    remove(replaced)
+    with suppress(OSError):  # there may be others
+        rests.rmdir()
+
+
+def prepare_policy(checkpoint: Path, write: Callable[[Path], None]) -> Path:
+    """Write a policy aside, which takes its place with its checkpoint.
+
+    Args:
+        checkpoint: Where the checkpoint is to lie.
+        write: Writes a folder.
+
+    Returns:
+        Where the policy is.
+    """
+    checkpoint = checkpoint.parent.resolve() / checkpoint.name
+    with ONE_AT_A_TIME:
+        unfinished = begin(checkpoint.with_name(f"{next(_NUMBERS)}+{policy_folder(checkpoint).name}"))
+        write(unfinished)
+        PREPARED.add(unfinished)
+    return unfinished
+
+
+def policy_folder(checkpoint: Any) -> Path:
+    """Where the policy of a checkpoint lies: ``last.ckpt`` has ``last.policy``."""
+    return Path(checkpoint).with_suffix(".policy")
+
+
+def take_place(whole: Path, place: Path) -> None:
+    """Rename a folder to what may be there already, which is removed."""
+    remove(place)
+    whole.rename(place)
 
 
 def remove(path: Path) -> None:
@@ -105,7 +176,7 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         finish(unfinished, folder)
 
 
-def write_file(content: Any, path: Path, *, global_step: int | None = None) -> None:
+def write_file(content: Any, path: Path, *, global_step: int | None = None, policy: Path | None = None) -> None:
     """Write what `torch.load` reads, and its manifest, whole or not at all.
 
     Until the file has taken its place, the manifest allows what is there too: at every moment they agree.
@@ -114,18 +185,28 @@ def write_file(content: Any, path: Path, *, global_step: int | None = None) -> N
         content: What to save.
         path: Of the file.
         global_step: The optimizer steps behind it, for the manifest.
+        policy: Which takes its place with it, see `prepare_policy`.
     """
     path = path.parent.resolve() / path.name
-    with ONE_AT_A_TIME:
+    with ONE_AT_A_TIME, _forgotten(policy):
         clear(path.parent)
         unfinished = begin(path)
         written = replace(save_synced(content, unfinished), global_step=global_step)
         before = [_present_content(path)] if path.is_file() and not path.is_symlink() else []
         manifest = path.with_name(f"{path.name}.{IN_FOLDER}")
         write_manifest(manifest, {path.name: [written, *before]})
-        finish(unfinished, path)
+        finish_with_policy(unfinished, path, policy)
         if before:
             write_manifest(manifest, {path.name: [written]})
+
+
+@contextmanager
+def _forgotten(policy: Path | None) -> Iterator[None]:
+    """At the end, a policy that has not taken its place may be cleared away."""
+    try:
+        yield
+    finally:
+        PREPARED.discard(policy)
 
 
 def save_synced(content: Any, path: Path) -> Content:

@@ -81,10 +81,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             return
         path = Path(self.broadcast(filepath))
         weights = self._gathered(checkpoint["state_dict"])
+        prepared = None
         if self.is_global_zero and isinstance(self.checkpoint_io, PolicyExport):
-            self.checkpoint_io.export(path, weights)
+            prepared = self.checkpoint_io.prepare(path, weights)
         del weights
-        save_shards(path, checkpoint, self._trained_names)
+        save_shards(path, checkpoint, self._trained_names, policy=prepared)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """On every rank, but for its tensors: those of a file are mapped, those of a folder have shapes alone."""

@@ -12,15 +12,22 @@ WRITING, SHARDS = "grpo_lightning.checkpointing.writing:", "grpo_lightning.check
 # At which step of the second save, and after which update the run goes on. An iteration is two updates.
 POINTS = {
     "before the policy is written": ("single", "grpo_lightning.policy.policy:Policy.save", 2, 2),
-    "before the policy takes its place": ("single", WRITING + "finish", 3, 2),  # the third of policy, file, policy
+    "when the policy is written": ("single", WRITING + "clear", 2, 2),
     "in the middle of the file": ("single", WRITING + "_Hashed.write", None, 2),
     "when the file is written": ("single", WRITING + "write_manifest", 2, 2),
-    "when its manifest is written": ("single", WRITING + "finish", 4, 2),
-    "when the file has taken its place": ("single", WRITING + "_sync", 4, 4),
+    "when its manifest is written": ("single", WRITING + "finish_with_policy", 2, 2),
+    "when the policy before is put aside": ("single", WRITING + "finish", 2, 2),
+    "when the file has taken its place": ("single", WRITING + "_sync", 2, 4),
+    "before the policy takes its place": ("single", WRITING + "take_place", 2, 4),
     "before the other rank writes its shards": ("fsdp2_sharded", SHARDS + "state_dict_saver.save", -2, 2),
     "before the manifest of the shards": ("fsdp2_sharded", SHARDS + "write_manifest", 2, 2),
-    "before the shards take their place": ("fsdp2_sharded", SHARDS + "finish", 2, 4),  # they are whole, and found
-    "when the shards before are put aside": ("fsdp2_sharded", WRITING + "Path.replace", 6, 4),
+    "before the shards take their place": (
+        "fsdp2_sharded",
+        SHARDS + "finish_with_policy",
+        2,
+        4,
+    ),  # they are whole, and found
+    "when the shards before are put aside": ("fsdp2_sharded", WRITING + "Path.replace", 4, 4),
 }
 
 

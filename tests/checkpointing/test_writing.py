@@ -6,7 +6,15 @@ import torch
 from grpo_lightning.checkpointing import problem_of
 from grpo_lightning.checkpointing.manifest import IN_FOLDER, content_of, read_manifest, write_manifest
 from grpo_lightning.checkpointing.search import in_folder
-from grpo_lightning.checkpointing.writing import begin, clear, finish, write_file, write_whole
+from grpo_lightning.checkpointing.writing import (
+    begin,
+    clear,
+    finish,
+    finish_with_policy,
+    prepare_policy,
+    write_file,
+    write_whole,
+)
 
 
 def write_version(number):
@@ -125,6 +133,7 @@ class TestWriteFile:
         assert torch.load(path) == 2
         write_whole(path, write_version(3))
         assert names(path) == ["only_in_3", "weights"]
+        assert names(tmp_path) == ["a.ckpt"], "the file's manifest went with it"
 
 
 class TestFolders:
@@ -170,3 +179,74 @@ class TestFolders:
         clear(tmp_path)
         assert (path / "weights").read_text() == "1"
         assert list(in_folder(tmp_path)) == [path]
+
+
+class TestPairs:
+    """A checkpoint and the policy beside it."""
+
+    @staticmethod
+    def save(folder, number):
+        policy = prepare_policy(folder / "last.ckpt", write_version(number))
+        write_file(number, folder / "last.ckpt", policy=policy)
+
+    @staticmethod
+    def policy(folder):
+        """Whose it is; None where there is none."""
+        weights = folder / "last.policy" / "weights"
+        return int(weights.read_text()) if weights.exists() else None
+
+    @pytest.mark.parametrize("has_earlier", [True, False])
+    @pytest.mark.parametrize(
+        ("step", "version"),
+        [
+            ("begin", 1),
+            ("clear", 1),
+            ("torch.save", 1),
+            ("write_manifest", 1),
+            ("finish_with_policy", 1),
+            ("finish", 1),
+            ("_sync", 2),
+            ("take_place", 2),
+        ],
+    )
+    def test_whenever_a_save_is_cut_off_they_are_alike_and_stay_so(self, tmp_path, killed, has_earlier, step, version):
+        path = tmp_path / "last.ckpt"
+        if has_earlier:
+            self.save(tmp_path, 1)
+        killed(f"grpo_lightning.checkpointing.writing.{step}", self.save, tmp_path, 2)
+        expected = version if has_earlier or version == 2 else None
+        assert (torch.load(path) if path.exists() else None) == expected
+        assert self.policy(tmp_path) in (None, expected)
+        clear(tmp_path)
+        assert self.policy(tmp_path) == expected
+        self.save(tmp_path, 3)
+        assert (torch.load(path), self.policy(tmp_path)) == (3, 3)
+        assert names(tmp_path) == ["last.ckpt", "last.ckpt.manifest.json", "last.policy"]
+
+    @pytest.mark.parametrize(
+        ("step", "version"),
+        [
+            ("grpo_lightning.checkpointing.writing.finish", 1),
+            ("pathlib.Path.replace", 2),  # the shards are whole, and nothing is in their place
+            ("grpo_lightning.checkpointing.writing._sync", 2),
+        ],
+    )
+    def test_so_are_shards_and_their_policy(self, tmp_path, killed, step, version):
+        path = tmp_path / "last.ckpt"
+
+        def prepared(number):
+            policy, unfinished = prepare_policy(path, write_version(number)), begin(path)
+            TestFolders.write(number)(unfinished)
+            return unfinished, path, policy
+
+        finish_with_policy(*prepared(1))
+        killed(step, finish_with_policy, *prepared(2))
+        clear(tmp_path)
+        assert ((path / "weights").read_text(), self.policy(tmp_path)) == (str(version), version)
+
+    def test_one_that_another_thread_will_place_is_not_cleared_away(self, tmp_path):
+        later = prepare_policy(tmp_path / "last.ckpt", write_version(2))
+        self.save(tmp_path, 1)
+        assert self.policy(tmp_path) == 1
+        write_file(2, tmp_path / "last.ckpt", policy=later)
+        assert self.policy(tmp_path) == 2
