@@ -29,9 +29,9 @@ from grpo_lightning import chat, merging, planning
 from grpo_lightning.admission import CheckedBeforehand
 from grpo_lightning.checkpointing import found_checkpoints, problem_of
 from grpo_lightning.cold_start import make_missing_policy
-from grpo_lightning.models import ModelsOfARun
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense, is_of_union
 from grpo_lightning.preconditions import check_max_time
+from grpo_lightning.resumed import ResumedFromWhole
 from grpo_lightning.run_folder import put_back, set_aside
 from grpo_lightning.strategies import name_accelerator
 from grpo_lightning.types import ConfigurationError
@@ -176,7 +176,7 @@ class _CommandLine(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """With the newest checkpoint of those that were found; the model skips what of them is torn."""
         settings = super()._prepare_subcommand_kwargs(subcommand)
-        if self._found_checkpoints and isinstance(self.model, ModelsOfARun):
+        if self._found_checkpoints and isinstance(self.model, ResumedFromWhole):
             self.model.found_checkpoints = self._found_checkpoints
             settings["ckpt_path"] = str(self._found_checkpoints[0])
         return settings

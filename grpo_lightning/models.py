@@ -3,7 +3,6 @@
 from abc import ABC
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from grpo_lightning.batching import InStep
-from grpo_lightning.checkpointing import PolicyExport, make_room, whole_checkpoint, write_whole
+from grpo_lightning.checkpointing import PolicyExport, write_whole
 from grpo_lightning.held_out import HeldOutLoops
 from grpo_lightning.policy import (
     Compile,
@@ -27,11 +26,12 @@ from grpo_lightning.policy import (
     mix,
 )
 from grpo_lightning.ranks import gather_over_ranks, largest_over_ranks, sum_over_ranks
+from grpo_lightning.resumed import ResumedFromWhole
 from grpo_lightning.stock_callbacks import admit, averages_weights, check_averaged, keep_reference
 from grpo_lightning.strategies import Placement, blocks_of, placement_kind, placement_of
 
 
-class ModelsOfARun(HeldOutLoops, ABC):
+class ModelsOfARun(HeldOutLoops, ResumedFromWhole, ABC):
     """Holds the policy and the reference, whole or in shards, as the Trainer's strategy has it."""
 
     def __init__(self) -> None:
@@ -40,22 +40,12 @@ class ModelsOfARun(HeldOutLoops, ABC):
         self.reference: Policy | Unadapted | None = None
         self.has_moved_reference = False
         self.register_load_state_dict_post_hook(_forgive_what_is_left_out)  # type: ignore[no-untyped-call]
-        self.found_checkpoints: Sequence[Path] = ()
 
     def take_checkpoints(self) -> None:
         """Have the Trainer's checkpoints verified, and the policy written beside each."""
         strategy = self.trainer.strategy
         if not isinstance(strategy.checkpoint_io, PolicyExport):
-            strategy.checkpoint_io = PolicyExport(strategy.checkpoint_io, self.save_policy, self._choose_checkpoint)
-
-    def _choose_checkpoint(self, path: Path) -> Path:
-        """See `whole_checkpoint`: `found_checkpoints` are those that the run has found itself."""
-        chosen = whole_checkpoint(path, self.found_checkpoints)
-        if chosen != path:
-            self.trainer._checkpoint_connector._ckpt_path = str(chosen)  # what Lightning says that it has restored
-            if self.trainer.training and self.trainer.is_global_zero:
-                make_room([*takewhile(lambda found: found != chosen, self.found_checkpoints)])
-        return chosen
+            strategy.checkpoint_io = PolicyExport(strategy.checkpoint_io, self.save_policy, self.choose_checkpoint)
 
     @property
     def placement(self) -> Placement:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.admission import is_readable
 from grpo_lightning.batching import Layout, Packed, Row, usable_layout
-from grpo_lightning.checkpointing import write_whole
+from grpo_lightning.checkpointing import VerifiedCheckpoints, write_whole
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.ending import EndTogether, Stopping
 from grpo_lightning.functional.random import permutation
@@ -21,11 +21,12 @@ from grpo_lightning.models import check_policy, placed
 from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import LoRA, Policy, PolicyRecipe, PolicySource, is_adapted
 from grpo_lightning.preconditions import check_precision
+from grpo_lightning.resumed import ResumedFromWhole
 from grpo_lightning.strategies import placement_of
 from grpo_lightning.types import ConfigurationError, Demonstration, Stream, TokenScores
 
 
-class SupervisedModule(LightningModule):
+class SupervisedModule(ResumedFromWhole):
     r"""Maximises the likelihood of demonstrations: the cold start of DeepSeek-R1 (https://arxiv.org/abs/2501.12948).
 
     The loss is the mean negative log-likelihood of the demonstrations' tokens, over the whole batch of all ranks. At
@@ -98,8 +99,11 @@ class SupervisedModule(LightningModule):
         return self.source.load_tokenizer()
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Check what only the Trainer knows, before the model is loaded."""
+        """Check what only the Trainer knows, before the model is loaded, and have checkpoints verified."""
         check_precision(self.trainer)
+        strategy = self.trainer.strategy
+        if not isinstance(strategy.checkpoint_io, VerifiedCheckpoints):
+            strategy.checkpoint_io = VerifiedCheckpoints(strategy.checkpoint_io, self.choose_checkpoint)
 
     def check_settings(self, trainer: Trainer) -> None:
         """See `CheckedBeforehand`."""

@@ -110,6 +110,23 @@ class TestFit:
         for name, weight in straight.policy.state_dict().items():
             assert torch.equal(resumed.policy.state_dict()[name], weight)
 
+    def test_a_checkpoint_that_is_torn_is_refused_or_skipped(self, tmp_path):
+        module, trainer = make(tmp_path, max_steps=2)
+        trainer.fit(module, Sums())
+        whole, torn = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+        for path in (whole, torn):
+            trainer.save_checkpoint(path)
+        torn.write_bytes(torn.read_bytes()[:-1])
+        module, trainer = make(tmp_path, max_steps=3)
+        with pytest.raises(ConfigurationError, match=r"b\.ckpt is torn"):
+            trainer.fit(module, Sums(), ckpt_path=torn)
+        module, trainer = make(tmp_path, max_steps=3)
+        module.found_checkpoints = [torn, whole]
+        with pytest.warns(UserWarning, match="b.ckpt is skipped"):
+            trainer.fit(module, Sums(), ckpt_path=torn)
+        assert trainer.global_step == 3
+        assert not torn.exists()
+
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
     def test_an_adapter_is_trained_alone_and_left_for_peft(self, tmp_path):
         module, trainer = make(tmp_path, dtype=torch.float32, lora={"rank": 2})

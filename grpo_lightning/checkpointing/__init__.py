@@ -1,13 +1,14 @@
 """Checkpoints that are whole or recognised as torn, and the policy beside each."""
 
 from grpo_lightning.checkpointing.choice import make_room, whole_checkpoint
-from grpo_lightning.checkpointing.export import PolicyExport
+from grpo_lightning.checkpointing.export import PolicyExport, VerifiedCheckpoints
 from grpo_lightning.checkpointing.manifest import problem_of
 from grpo_lightning.checkpointing.search import found_checkpoints
 from grpo_lightning.checkpointing.writing import policy_folder, write_whole
 
 __all__ = [
     "PolicyExport",
+    "VerifiedCheckpoints",
     "found_checkpoints",
     "make_room",
     "policy_folder",

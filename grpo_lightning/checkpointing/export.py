@@ -49,13 +49,30 @@ class WholeFiles(TorchCheckpointIO):
         remove(Path(path))
 
 
-class PolicyExport(_WrappingCheckpointIO):
+class VerifiedCheckpoints(_WrappingCheckpointIO):
+    """Loads what is whole.
+
+    Args:
+        checkpoint_io: What writes checkpoints; `WholeFiles` take the place of Lightning's default.
+        choose: Verifies a checkpoint, and says which to load, see `whole_checkpoint`.
+    """
+
+    def __init__(self, checkpoint_io: CheckpointIO, choose: Callable[[Path], Path]) -> None:
+        super().__init__(_with_whole_files(checkpoint_io))
+        self.choose = choose
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load what is whole. A collective."""
+        return super().load_checkpoint(self.choose(Path(path)), *args, **kwargs)
+
+
+class PolicyExport(VerifiedCheckpoints):
     """Writes ``<checkpoint>.policy/`` beside each checkpoint and removes it with it; loads what is whole.
 
     Args:
-        checkpoint_io: What writes the checkpoint itself; `WholeFiles` take the place of Lightning's default.
+        checkpoint_io: See `VerifiedCheckpoints`.
         save_policy: Writes the policy's folder, from the weights that a checkpoint holds.
-        choose: Verifies a checkpoint, and says which to load, see `whole_checkpoint`.
+        choose: See `VerifiedCheckpoints`.
     """
 
     def __init__(
@@ -64,8 +81,8 @@ class PolicyExport(_WrappingCheckpointIO):
         save_policy: Callable[[Path, Weights], None],
         choose: Callable[[Path], Path],
     ) -> None:
-        super().__init__(_with_whole_files(checkpoint_io))
-        self.save_policy, self.choose = save_policy, choose
+        super().__init__(checkpoint_io, choose)
+        self.save_policy = save_policy
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the folder aside, then the checkpoint: both take their places together."""
@@ -83,10 +100,6 @@ class PolicyExport(_WrappingCheckpointIO):
     def prepare(self, path: Path, weights: Weights) -> Path:
         """Write the folder aside, see `prepare_policy`."""
         return prepare_policy(path, lambda folder: self.save_policy(folder, weights))
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load what is whole. A collective."""
-        return super().load_checkpoint(self.choose(Path(path)), *args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove both."""

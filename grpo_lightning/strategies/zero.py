@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from grpo_lightning.checkpointing import PolicyExport
+from grpo_lightning.checkpointing import VerifiedCheckpoints
 from grpo_lightning.checkpointing.shards import read_whole
 from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, timeout_of
 from grpo_lightning.strategies.placement import Placement
@@ -203,7 +203,7 @@ class ZeROStrategy(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """On every rank; tensors of a file are mapped, not read."""
         path = Path(checkpoint_path)
-        if isinstance(self.checkpoint_io, PolicyExport):
+        if isinstance(self.checkpoint_io, VerifiedCheckpoints):
             path = self.checkpoint_io.choose(path)
         if path.is_dir():
             return read_whole(path, weights_only=weights_only)

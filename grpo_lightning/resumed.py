@@ -1,0 +1,26 @@
+"""Which checkpoint a run goes on from."""
+
+from abc import ABC
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from lightning.pytorch import LightningModule
+
+from grpo_lightning.checkpointing import make_room, whole_checkpoint
+
+
+class ResumedFromWhole(LightningModule, ABC):
+    """Goes on from a checkpoint that is whole."""
+
+    found_checkpoints: Sequence[Path] = ()
+    """Those that the run has found itself, the first choice first."""
+
+    def choose_checkpoint(self, path: Path) -> Path:
+        """See `whole_checkpoint`. Where a run goes on without torn ones, they make room for others. A collective."""
+        chosen = whole_checkpoint(path, self.found_checkpoints)
+        if chosen != path:
+            self.trainer._checkpoint_connector._ckpt_path = str(chosen)  # what Lightning says that it has restored
+            if self.trainer.training and self.trainer.is_global_zero:
+                make_room([*takewhile(lambda found: found != chosen, self.found_checkpoints)])
+        return chosen
