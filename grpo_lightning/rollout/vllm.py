@@ -88,6 +88,10 @@ class VLLMEngine(WeightCopyEngine):
         if not self._started.reset_prefix_cache():
             raise WeightSyncError("VLLMEngine: vLLM did not drop the keys and values that the old weights computed.")
 
+    def keep(self, names: Sequence[str], version: int) -> None:
+        """Have tensors that are the same as before be of a version."""
+        self._started.collective_rpc("keep_weights", args=(list(names), version))
+
     def held(self) -> list[Mapping[str, Any]]:
         """The report of vLLM's worker."""
         reports: list[Mapping[str, Any]] = self._started.collective_rpc("report_weights")

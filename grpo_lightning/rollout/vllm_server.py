@@ -111,7 +111,8 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         for server in self._servers:
             server.take_up()  # nobody asked it while the policy was updated
         for repetition in range(_MAX_REPETITIONS + 1):
-            self._is_behind |= self._await_servers()
+            if self._await_servers():
+                self.forget()
             try:
                 with self._watched():
                     return attempt()
@@ -140,6 +141,11 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         for server in self._servers:
             if server.post("/reset_prefix_cache", {}, timeout=self._timeout).get("success") is not True:
                 raise ServerError(f"{server.url} did not drop the keys and values that the old weights computed")
+
+    def keep(self, names: Sequence[str], version: int) -> None:
+        """Have tensors that are the same as before be of a version, on each server."""
+        for server in self._servers:
+            server.ask_workers("keep_weights", list(names), version, timeout=self._timeout)
 
     def held(self) -> list[Mapping[str, Any]]:
         """The reports of the servers' workers."""

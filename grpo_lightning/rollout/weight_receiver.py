@@ -106,6 +106,14 @@ class WeightReceiver:
         with safe_open(path, framework="pt") as file:
             self.receive_weights(((name, file.get_tensor(name)) for name in file.keys()), version)  # noqa: SIM118
 
+    def keep_weights(self, names: Iterable[str], version: int) -> None:
+        """Count tensors that came before as of this version; what they are is for `report_weights` to say."""
+        held = self.held_weights or {}
+        self.num_receipts += 1
+        for name in names:
+            if name in held:  # a missing one shows in the report
+                held[name].version = version
+
     def report_instance(self) -> list[str]:
         """A name that no other start of a worker has, with how often it was sent weights."""
         return [f"{self.instance_name} after {self.num_receipts} receipts"]

@@ -39,9 +39,9 @@ class WeightSyncError(RuntimeError):
 class WeightCopyEngine(RolloutEngine):
     """An engine whose weights are a copy.
 
-    New weights are sent when the next completions are asked for, tensor by tensor, by the first rank, or by each rank
-    to a copy of its own (`has_copy_on_each_rank`). Before every
-    rollout each tensor of the copy must have the policy's version and checksum, whether or not anything was sent; after
+    New weights are sent when the next completions are asked for, tensor by tensor, by the first rank, or by each rank to
+    a copy of its own (`has_copy_on_each_rank`); those that the copy was seen to hold before are not sent again. Before
+    every rollout each tensor of the copy must have the policy's version and checksum, whether or not it was sent; after
     it, the log-probs of each rank's first completion must be the policy's own. Whatever does not agree stops the run.
 
     Args:
@@ -57,7 +57,7 @@ class WeightCopyEngine(RolloutEngine):
         self._weights: Iterable[tuple[str, Tensor]] | None = None
         self._is_behind = True
         self._checksums: dict[str, int] = {}
-        """Of the tensors that were sent last, in the engine's precision."""
+        """Of each tensor, in the engine's precision, as the copy was last seen to hold it."""
         self._shares: dict[str, int] = {}
         """Of what this rank had of the weights then."""
 
@@ -66,11 +66,15 @@ class WeightCopyEngine(RolloutEngine):
         self._model, self._tokenizer, self._eos_token_ids = model, tokenizer, eos_token_ids
         dtype = model.dtype if self._precision == "auto" else getattr(torch, self._precision)
         self.dtype: torch.dtype = torch.float32 if dtype == torch.float64 else dtype
-        self._is_behind = True
+        self.forget()
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Note that the weights have changed, and where they can be had."""
         self._weights, self.version, self._is_behind = named_tensors, version, True
+
+    def forget(self) -> None:
+        """Take nothing for granted that the copy held: all tensors are sent again."""
+        self._checksums, self._is_behind = {}, True
 
     @torch.no_grad()
     def generate(
@@ -120,18 +124,11 @@ class WeightCopyEngine(RolloutEngine):
         Raises:
             WeightSyncError: It does not hold the policy's weights.
         """
-        assert self._weights is not None, "update_weights comes before generate"
         shares = {name: checksum(local_share(weight)) for name, weight in self._model.named_parameters()}
-        if self._is_behind:
-            self._checksums = {}
-            weights = self._noting(self._weights, self._checksums)
-            with together():
-                try:
-                    if self._reaches_a_copy():
-                        self.send(weights, self.version)
-                finally:
-                    for _ in weights:  # each rank has its part in every tensor, whatever becomes of the first's
-                        pass
+        expected, is_behind = self._checksums, self._is_behind
+        self.forget()  # until the copy has been looked at
+        if is_behind:
+            expected = self._send_changed(expected)
             self._shares = shares
         with together():
             changed = [name for name in shares if shares[name] != self._shares[name]]
@@ -141,22 +138,40 @@ class WeightCopyEngine(RolloutEngine):
                     f"{len(changed)} have other values ({_some(changed)}) than were sent, and no update was announced."
                 )
             for report in self.held() if self._reaches_a_copy() else ():
-                complaint = disagreement(self._checksums, self.version, report)
+                complaint = disagreement(expected, self.version, report)
                 if complaint:
                     raise WeightSyncError(f"{type(self).__name__} does not hold the policy's weights: {complaint}")
-        self._is_behind, self.held_version = False, self.version
+        self._checksums, self._is_behind, self.held_version = expected, False, self.version
 
     def _reaches_a_copy(self) -> bool:
         return self.has_copy_on_each_rank or is_first_rank()
 
-    def _noting(
-        self, named_tensors: Iterable[tuple[str, Tensor]], checksums: dict[str, int]
+    def _send_changed(self, held: Mapping[str, int]) -> dict[str, int]:
+        """Send what the copy does not hold yet; returns the checksums of all tensors. A collective."""
+        assert self._weights is not None, "update_weights comes before generate"
+        checksums: dict[str, int] = {}
+        weights = self._changed(self._weights, held, checksums)
+        with together():
+            try:
+                if self._reaches_a_copy():
+                    self.send(weights, self.version)
+            finally:
+                for _ in weights:  # each rank has its part in every tensor, whatever becomes of the first's
+                    pass
+            kept = [name for name, value in checksums.items() if held.get(name) == value]
+            if self._reaches_a_copy() and kept:
+                self.keep(kept, self.version)
+        return checksums
+
+    def _changed(
+        self, named_tensors: Iterable[tuple[str, Tensor]], held: Mapping[str, int], checksums: dict[str, int]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The tensors in the engine's precision; `checksums` gets theirs."""
+        """The tensors, in the engine's precision, that are not as `held` says; `checksums` gets those of all."""
         for name, tensor in named_tensors:
             cast = tensor.to(self.dtype)
             checksums[name] = checksum(cast)
-            yield name, cast
+            if held.get(name) != checksums[name]:
+                yield name, cast
 
     @torch.no_grad()
     def check_logprobs(
@@ -197,7 +212,11 @@ class WeightCopyEngine(RolloutEngine):
 
     @abstractmethod
     def send(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Hand every tensor over, and forget what was computed from the old ones."""
+        """Hand over the tensors that have changed, and forget what was computed from the old ones."""
+
+    @abstractmethod
+    def keep(self, names: Sequence[str], version: int) -> None:
+        """Have the tensors that need not be sent, since they are the same as before, be of a version too."""
 
     @abstractmethod
     def held(self) -> list[Mapping[str, Any]]:

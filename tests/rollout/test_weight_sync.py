@@ -11,7 +11,7 @@ import torch
 from adapters import adapted
 
 from grpo_lightning.policy import NamedWeights, adapter_weights, is_adapted
-from grpo_lightning.policy.adaptation import merge
+from grpo_lightning.policy.adaptation import adapted_layers, merge
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.rollout.weight_receiver import WeightReceiver
 from grpo_lightning.rollout.weight_sync import LOGPROB_TOLERANCE, WeightCopyEngine, WeightSyncError, disagreement
@@ -45,6 +45,9 @@ class CopyEngine(WeightCopyEngine):
 
     def send(self, named_tensors, version):
         self.worker.receive_weights(named_tensors, version)
+
+    def keep(self, names, version):
+        self.worker.keep_weights(names, version)
 
     def held(self):
         return [self.worker.report_weights()]
@@ -153,6 +156,70 @@ def test_weights_are_sent_only_where_they_have_changed(synced, model):
     synced.draw()
     synced.draw()
     assert sent == [1]
+
+
+@pytest.fixture
+def sent(any_synced):
+    """The names of the tensors that were sent, sync by sync."""
+    names = []
+
+    def send(named, version):
+        names.append([])
+        any_synced.send(((n, t) for n, t in named if not names[-1].append(n)), version)
+
+    any_synced.engine.send = send
+    return names
+
+
+def test_tensors_that_are_the_same_are_not_sent_again(any_synced, sent, model):
+    with torch.no_grad():
+        dict(model.named_parameters())[STALE].add_(1e-6)
+    any_synced.engine.update_weights(NamedWeights(model), 1)
+    completions = any_synced.draw()
+    assert sent == [[STALE]]
+    assert {completion.weight_version for completion in completions} == {1}
+    update(model, any_synced.engine, version=2)
+    any_synced.draw()
+    assert len(sent[1]) == 21
+
+
+def test_of_a_policy_with_an_adapter_only_adapted_weights_are_sent(any_synced, sent, model, tokenizer):
+    adapted(model)
+    any_synced.engine.setup(model, tokenizer, EOS)
+    for version in range(1, 4):
+        with torch.no_grad():
+            for weight in adapter_weights(model).values():
+                weight.add_(0.01)
+        any_synced.engine.update_weights(NamedWeights(model), version)
+        any_synced.draw()
+    assert len(sent[0]) == 21
+    assert sorted(sent[1]) == sorted(sent[2]) == sorted(f"{layer}.weight" for layer in adapted_layers(model))
+
+
+def test_a_tensor_that_changed_in_the_copy_is_noticed_though_it_is_not_sent(synced, model):
+    with torch.no_grad():
+        dict(model.named_parameters())[STALE].add_(1e-6)
+        next(synced.copy.parameters())[3, 5] += 1e-6
+    synced.engine.update_weights(NamedWeights(model), 1)
+    with pytest.raises(WeightSyncError, match=r"1 have other values \(model.embed_tokens.weight\)"):
+        synced.draw()
+
+
+def test_a_version_that_was_not_passed_on_is_noticed(synced, model):
+    with torch.no_grad():
+        dict(model.named_parameters())[STALE].add_(1e-6)
+    synced.engine.update_weights(NamedWeights(model), 1)
+    synced.engine.keep = lambda names, version: None
+    with pytest.raises(WeightSyncError, match="20 are not of version 1"):
+        synced.draw()
+
+
+def test_after_a_disagreement_all_is_sent_again(synced, model):
+    with torch.no_grad():
+        next(synced.copy.parameters())[3, 5] += 1e-6
+    with pytest.raises(WeightSyncError):
+        synced.draw()
+    assert synced.draw()
 
 
 def test_an_update_that_nobody_announced_is_noticed(synced, model):
