@@ -39,10 +39,11 @@ class WeightSyncError(RuntimeError):
 class WeightCopyEngine(RolloutEngine):
     """An engine whose weights are a copy.
 
-    New weights are sent when the next completions are asked for, tensor by tensor, by the first rank, or by each rank to
-    a copy of its own (`has_copy_on_each_rank`); those that the copy was seen to hold before are not sent again. Before
-    every rollout each tensor of the copy must have the policy's version and checksum, whether or not it was sent; after
-    it, the log-probs of each rank's first completion must be the policy's own. Whatever does not agree stops the run.
+    New weights are sent when the next completions are asked for, tensor by tensor, by the first rank, or by each rank
+    to a copy of its own (`has_copy_on_each_rank`); those that the copy was seen to hold before are not sent again.
+    Before every rollout each tensor of the copy must have the policy's version and checksum, whether or not it was
+    sent; after it, the log-probs of each rank's first completion must be the policy's own. Whatever does not agree
+    stops the run.
 
     Args:
         dtype: In which precision the engine computes; "auto" for the policy's (fp32 for an fp64 policy).
