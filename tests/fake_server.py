@@ -8,6 +8,8 @@ from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import torch
+
 from grpo_lightning.rollout import InProcessEngine
 from grpo_lightning.rollout.weight_receiver import WeightReceiver
 from grpo_lightning.types import Coordinates, GenerationRequest, SamplingParams, Stream
@@ -45,6 +47,7 @@ class FakeServer(ThreadingHTTPServer):
         self.num_starts += 1
         self.worker = object.__new__(WeightReceiver)
         self.worker.instance_name = f"start {self.num_starts}"
+        self.worker.rank, self.worker.device = 0, torch.device("cpu")
         self.worker.model_runner = SimpleNamespace(get_model=lambda: copy)
         self.engine = InProcessEngine()
         self.engine.setup(copy, self.tokenizer, EOS)

@@ -6,23 +6,26 @@ from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from socket import gethostname
-from tempfile import TemporaryDirectory
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors.torch import save_file
 from torch import Tensor
 
 from grpo_lightning.rollout.agreement import is_first_rank, of_first_rank, together
+from grpo_lightning.rollout.broadcast_transfer import BroadcastTransfer
 from grpo_lightning.rollout.engine import Draw, DrawsAhead
+from grpo_lightning.rollout.file_transfer import FileTransfer
 from grpo_lightning.rollout.local_servers import LaunchedServers, LocalServers
 from grpo_lightning.rollout.server import Server, ServerError, patiently
 from grpo_lightning.rollout.vllm import completion_seeds, finish_reason, vllm_sampling
 from grpo_lightning.rollout.weight_sync import Precision, WeightCopyEngine
+from grpo_lightning.rollout.weight_transfer import WeightTransfer
 from grpo_lightning.types import Completion, ConfigurationError, Coordinates, GenerationRequest, SamplingParams
 
-_SHARD_BYTES = 1 << 28
+Transfer = Literal["auto", "files", "broadcast"]
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _MAX_REPETITIONS = 3
 T = TypeVar("T")
 
@@ -30,15 +33,18 @@ T = TypeVar("T")
 class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
     """vLLM servers that the user has started, see docs/engines.md for how, or that the run starts on its own machine.
 
-    Weights go through files in a folder that the first rank and the servers see, a part at a time. A rollout in which a
-    server was lost is thrown away and drawn again, by all ranks, once all servers answer and hold the policy's weights:
-    no completion of weights that are not known is ever used. What was drawn ahead is then drawn from the weights of the
-    moment, since those that it came from are no more.
+    Weights go to them through files or over the network, a part at a time. A rollout in which a server was lost is
+    thrown away and drawn again, by all ranks, once all servers answer and hold the policy's weights: no completion of
+    weights that are not known is ever used. What was drawn ahead is then drawn from the weights of the moment, since
+    those that it came from are no more.
 
     Args:
         urls: Of the servers, ``http://host:port``; completions are dealt out to them in turn.
         local: Servers to be started in their place.
         dtype: In which precision the servers compute; "auto" for the policy's (fp32 for an fp64 policy).
+        transfer: How weights get to the servers: through "files", or by "broadcast" over the network, from GPU to GPU
+            where the policy is on one. "auto" takes files with an `exchange_folder`, and for a policy on the CPU whose
+            servers are on its machine; else it broadcasts.
         exchange_folder: Where the files lie while they are read; None for the machine's folder of temporary files.
         max_requests: Most completions that each rank asks the servers for at once.
         request_timeout_seconds: Longest wait for one completion of a server that gives signs of life.
@@ -53,6 +59,7 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         urls: list[str] | None = None,
         local: LocalServers | None = None,
         dtype: Precision = "auto",
+        transfer: Transfer = "auto",
         exchange_folder: str | None = None,
         max_requests: int = 64,
         request_timeout_seconds: float = 600.0,
@@ -70,9 +77,13 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
                 raise ConfigurationError(f"model.engine.{name}_seconds must be > 0, got {seconds}.")
         if exchange_folder is not None and not Path(exchange_folder).is_dir():
             raise ConfigurationError(f"model.engine.exchange_folder: there is no folder {exchange_folder!r}.")
+        if exchange_folder is not None and transfer == "broadcast":
+            raise ConfigurationError("model.engine.exchange_folder is for model.engine.transfer: files, got broadcast.")
         self._servers = [Server(url) for url in urls or ()]
         self._local = local
         self._launched: LaunchedServers | None = None
+        self._way = transfer
+        self._transfer: WeightTransfer | None = None
         self._exchange_folder, self._max_requests = exchange_folder, max_requests
         self._timeout, self._patience = request_timeout_seconds, patience_seconds
         self._instances: list[str] = []
@@ -131,16 +142,22 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         self._instances = of_first_rank(self._instances)
 
     def send(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Write the tensors to files, one part after the other, and have each server read them."""
-        with TemporaryDirectory(prefix="grpo_lightning_", dir=self._exchange_folder) as folder:
-            for part in _parts(named_tensors):
-                path = Path(folder, "weights.safetensors")
-                save_file(part, path)
-                for server in self._servers:
-                    server.ask_workers("receive_weights_file", str(path), version, timeout=self._timeout)
+        """Send the tensors on the way that `transfer` says, and have the servers drop their caches of prefixes."""
+        self._transfer = self._transfer or self._make_transfer()
+        self._transfer.send(self._servers, named_tensors, version)
         for server in self._servers:
             if server.post("/reset_prefix_cache", {}, timeout=self._timeout).get("success") is not True:
                 raise ServerError(f"{server.url} did not drop the keys and values that the old weights computed")
+
+    def _make_transfer(self) -> WeightTransfer:
+        way, device = self._way, self._model.device
+        if way == "auto":
+            is_near = all(urlsplit(server.url).hostname in _THIS_MACHINE for server in self._servers)
+            is_readable = self._exchange_folder is not None or (device.type == "cpu" and is_near)
+            way = "files" if is_readable else "broadcast"
+        if way == "files":
+            return FileTransfer(self._exchange_folder, seconds=self._timeout)
+        return BroadcastTransfer(device, seconds=self._patience / 2)
 
     def keep(self, names: Sequence[str], version: int) -> None:
         """Have tensors that are the same as before be of a version, on each server."""
@@ -256,15 +273,3 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
             for server in self._servers:
                 stack.enter_context(server.watched(patience=self._patience))
             yield
-
-
-def _parts(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors in parts of about equal size."""
-    part: dict[str, Tensor] = {}
-    for name, tensor in named_tensors:
-        part[name] = tensor.cpu().contiguous()
-        if sum(t.nbytes for t in part.values()) >= _SHARD_BYTES:
-            yield part
-            part = {}
-    if part:
-        yield part

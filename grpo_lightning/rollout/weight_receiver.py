@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo_lightning.functional.checksums import checksum
+from grpo_lightning.rollout.transfer_group import Meeting, TransferGroup
 
 RECEIVER = "grpo_lightning.rollout.weight_receiver.WeightReceiver"
 """The value of vLLM's ``worker_extension_cls``."""
@@ -75,6 +76,7 @@ class WeightReceiver:
 
     held_weights: dict[str, Held] | None = None
     num_receipts = 0
+    transfer_group: TransferGroup | None = None
     instance_name: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG004 - those of the worker
@@ -105,6 +107,37 @@ class WeightReceiver:
         """Take over the tensors of a safetensors file, one by one."""
         with safe_open(path, framework="pt") as file:
             self.receive_weights(((name, file.get_tensor(name)) for name in file.keys()), version)  # noqa: SIM118
+
+    def join_transfer_group(self, meeting: dict[str, Any], first: int) -> None:
+        """Become a member of a group that weights are broadcast in, in the place of the one before. A collective.
+
+        Args:
+            meeting: See `Meeting`.
+            first: The rank in it of this server's first worker.
+        """
+        self.transfer_group = None
+        rank, device = first + self.rank, self.device  # type: ignore[attr-defined]  # of the worker
+        self.transfer_group = TransferGroup(Meeting(**meeting), rank=rank, device=device)
+
+    def report_transfer_group(self) -> str | None:
+        """The name of the group that this worker is in."""
+        return None if self.transfer_group is None else self.transfer_group.name
+
+    def receive_broadcast(self, described: list[tuple[str, str, list[int]]], version: int) -> None:
+        """Take over the tensors that are broadcast next, one by one.
+
+        Args:
+            described: Name, dtype and shape of each.
+            version: Of all of them.
+        """
+        group = self.transfer_group
+        assert group is not None, "join_transfer_group comes first"
+        tensors = ((name, group.receive(shape, getattr(torch, dtype))) for name, dtype, shape in described)
+        try:
+            self.receive_weights(tensors, version)
+        except Exception:
+            self.transfer_group = None  # whose members are out of step
+            raise
 
     def keep_weights(self, names: Iterable[str], version: int) -> None:
         """Count tensors that came before as of this version; what they are is for `report_weights` to say."""

@@ -47,9 +47,10 @@ def when_ready(launched):
     return server.url
 
 
-def test_ranks_with_shards_draw_from_a_server(url, tmp_path):
+@pytest.mark.parametrize("transfer", ["files", "broadcast"])
+def test_ranks_with_shards_draw_from_a_server(url, tmp_path, transfer):
     # Every sync compares each tensor that the server holds with the policy's, bit by bit.
-    engine = partial(VLLMServerEngine, [url], max_requests=4, patience_seconds=30)
+    engine = partial(VLLMServerEngine, [url], transfer=transfer, max_requests=4, patience_seconds=30)
     settings = {"engine": engine, "num_epochs": 2, "head_dim": 32, "lr": 1e-3}
     record, module = replay.run(iterations=5, **settings)
     of_runs = replay.in_world(tmp_path, [{**settings, **sharded} for sharded in SHARDED], ranks=2)
