@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import replay
@@ -21,10 +22,10 @@ from grpo_lightning.strategies import FSDP2Strategy, ZeROStrategy
 WAIT_SECONDS = 300
 STRATEGIES = {
     "single": lambda: "auto",
-    "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
+    "ddp": partial(DDPStrategy, process_group_backend="gloo"),
     "fsdp2": FSDP2Strategy,
-    "deepspeed_2": lambda: ZeROStrategy(stage=2),
-    "deepspeed_3": lambda: ZeROStrategy(stage=3),
+    "deepspeed_2": partial(ZeROStrategy, stage=2),
+    "deepspeed_3": partial(ZeROStrategy, stage=3),
 }
 
 
@@ -77,11 +78,11 @@ class WaitingEngine(InProcessEngine):
         return drawn
 
 
-def main(folder, *, strategy, moment=None, victim=None, ckpt_path=None, **settings):
+def main(folder, *, strategy, of_strategy=None, moment=None, victim=None, ckpt_path=None, **settings):
     at = Moment(folder, moment, victim)
     checkpoints = ModelCheckpoint(dirpath=folder / "checkpoints", every_n_train_steps=100, save_last=True)
     module, data, trainer, record = replay.make(
-        strategy=STRATEGIES[strategy](),
+        strategy=STRATEGIES[strategy](**(of_strategy or {})),
         live=True,
         enable_checkpointing=True,
         default_root_dir=folder,

@@ -90,19 +90,20 @@ def held_bytes(trainer: Trainer) -> dict[str, int]:
         stepped = chain(*(group["params"] for group in optimizer.param_groups))
     states = chain(*(state.values() for state in optimizer.state.values()))
     held = {
-        "weights": _storages(chain(*(_parts(weight) for weight in weights))),
-        "gradients": _storages(map(local, gradients)),
-        "optimizer": _storages(map(local, chain(stepped, states))),
+        "weights": storages(chain(*(parts(weight) for weight in weights))),
+        "gradients": storages(map(local, gradients)),
+        "optimizer": storages(map(local, chain(stepped, states))),
     }
     held["optimizer"] = {key: size for key, size in held["optimizer"].items() if key not in held["weights"]}
     return {name: sum(storages.values()) for name, storages in held.items()}
 
 
-def _parts(weight: Tensor) -> list[Tensor]:
+def parts(weight: Tensor) -> list[Tensor]:
+    """What this rank holds of a weight."""
     return [weight.ds_tensor, weight.data] if hasattr(weight, "ds_id") else [local(weight)]
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Bytes by address."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+    found = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in found}

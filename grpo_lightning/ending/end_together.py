@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from grpo_lightning.ending.link import Address, Member, connect, listen
 from grpo_lightning.ending.saving import save_and_say
 from grpo_lightning.ending.stopping import StoppedRun, Stopping
+from grpo_lightning.ending.waiting import explained
 from grpo_lightning.ending.watch import Watch
 
 FAILED = 1
@@ -78,7 +79,7 @@ class EndTogether(Callback):
                 exception.code = 0  # Lightning kills its first rank when another ends with anything else
             self._leave()
         elif self._watch is not None:
-            self._watch.tell_failure(exception)
+            self._watch.tell_failure(explained(exception, trainer.strategy))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Let the ranks go."""

@@ -40,6 +40,14 @@ def timeout_of(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def give_up_after(timeout: timedelta, group: distributed.ProcessGroup) -> None:
+    """Let the ranks of a group give up when the others do: one made beside the first has torch's own timeout.
+
+    See https://github.com/pytorch/pytorch/blob/main/torch/distributed/distributed_c10d.py, `new_group`.
+    """
+    distributed.distributed_c10d._set_pg_timeout(timeout, group)
+
+
 def _available() -> list[str]:
     unusable = (distributed.Backend.UNDEFINED, "fake")
     return [

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from grpo_lightning.checkpointing import PolicyExport, VerifiedCheckpoints
 from grpo_lightning.checkpointing.shards import FOLDER, read_rest, read_states, read_weights, save_shards
-from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, timeout_of
+from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, give_up_after, timeout_of
 from grpo_lightning.strategies.emptying import take_out
 from grpo_lightning.strategies.placement import Placement, norm_of
 
@@ -57,11 +57,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         self.compute_dtype = compute_dtype
         self.checkpoint = checkpoint
+        self.timeout_seconds = timeout_seconds
 
     def setup_environment(self) -> None:
         """All ranks hold shards of one copy."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        give_up_after(timeout_of(self.timeout_seconds), self.device_mesh["data_parallel"].get_group())
 
     # Checkpoints
 

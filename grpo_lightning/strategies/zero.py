@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from grpo_lightning.checkpointing import VerifiedCheckpoints
 from grpo_lightning.checkpointing.shards import read_whole
-from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, timeout_of
+from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, give_up_after, timeout_of
 from grpo_lightning.strategies.placement import Placement
 from grpo_lightning.strategies.zero_placement import ZeRO3Placement, ZeROPlacement
 from grpo_lightning.strategies.zero_state import (
@@ -80,6 +80,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             timeout=timeout_of(timeout_seconds),
         )
         self.stage = stage
+        self.timeout_seconds = timeout_seconds
         self.config: dict[str, Any]
         self.config["zero_optimization"].update(zero_settings or {})
         self.config["zero_force_ds_cpu_optimizer"] = False  # its own is compiled on first use
@@ -136,6 +137,11 @@ class ZeROStrategy(DeepSpeedStrategy):
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Then the ranks that DeepSpeed has put into a group of its own wait as long as all do."""
+        super().setup(trainer)
+        give_up_after(timeout_of(self.timeout_seconds), self.deepspeed_engine.seq_data_parallel_group)
 
     @property
     def root_device(self) -> torch.device:

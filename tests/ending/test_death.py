@@ -31,6 +31,7 @@ KILLED = [
     ("torchrun", "deepspeed_3", 0, "update"),
 ]
 SLOW_SECONDS = 5
+TIMEOUT_SECONDS = 45  # in which a rank starts, however busy the machine is: the others wait for that too
 RAISED = [("lightning", "ddp", 0), ("lightning", "ddp", 1), ("lightning", "fsdp2", 1), ("torchrun", "deepspeed_2", 1)]
 
 
@@ -52,6 +53,19 @@ def test_an_exception_of_one_rank_ends_the_run_which_shows_it(tmp_path, launcher
         assert status != 0
         assert "OSError: the disk of this rank is full" in started.printed
         named = rf"rank {victim} \(host .*\) failed with OSError: the disk of this rank is full; rank {1 - victim} ends"
+        assert re.search(named, started.printed), started.printed[-3000:]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_2", "deepspeed_3"])
+def test_a_rank_that_hangs_is_given_up(tmp_path, strategy):
+    """In an update, in which the first rank waits for the gradients of the second."""
+    at = {"moment": "update", "victim": 1, "of_strategy": {"timeout_seconds": TIMEOUT_SECONDS}}
+    with world(tmp_path, strategy=strategy, **at) as started:
+        started.wait_for("at_moment.0", "at_moment.1")
+        assert started.end_within(TIMEOUT_SECONDS + LIMIT_SECONDS) != 0
+        said = f"another rank hangs: .* trainer.strategy.timeout_seconds = {TIMEOUT_SECONDS}"
+        assert re.search(f"error: {said}", started.printed), started.printed[-3000:]
+        named = rf"error: rank 0 \(host .*\) failed with TimeoutError: {said}.*; rank 1 ends too"
         assert re.search(named, started.printed), started.printed[-3000:]
 
 
