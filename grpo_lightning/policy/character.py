@@ -96,7 +96,9 @@ class CharacterPolicy(PolicySource):
             return LlamaForCausalLM(self._llama)
 
     def load_skeleton(self) -> PreTrainedModel:
-        """The decoder without weights."""
+        """The decoder without weights; of a subclass that changes it, what that makes."""
+        if type(self).load_model is not CharacterPolicy.load_model:
+            return super().load_skeleton()
         with torch.device("meta"):
             return LlamaForCausalLM(self._llama)
 

@@ -122,3 +122,13 @@ def test_taken_out_and_put_in_a_model_is_what_it_was():
     assert list(after) == list(before)
     assert all(torch.equal(after[n], w) and after[n].requires_grad == trained for n, (w, trained) in before.items())
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_the_skeleton_of_a_character_policy_is_what_its_subclass_makes():
+    class InDouble(CharacterPolicy):
+        def load_model(self, *, seed):
+            return super().load_model(seed=seed).double()
+
+    for source, dtype in ((CharacterPolicy(), torch.float32), (InDouble(), torch.float64)):
+        skeleton = source.load_skeleton()
+        assert (skeleton.dtype, skeleton.device.type) == (dtype, "meta")
