@@ -78,7 +78,8 @@ def local(tensor: Tensor) -> Tensor:
 def held_bytes(trainer: Trainer) -> dict[str, int]:
     """What this rank holds of the policy's weights, of their gradients and of the optimizer's states.
 
-    Memory that two of them share is counted once: ZeRO steps the shards themselves where they are in fp32.
+    Memory that two of them share is counted once. The masters of ZeRO's stage 3 are the optimizer's in its step alone,
+    and not counted before it: see `measured_states`.
     """
     weights = list(trainer.lightning_module.policy.parameters())
     optimizer = trainer.optimizers[0]
