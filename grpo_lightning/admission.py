@@ -77,7 +77,10 @@ class CheckedSettings(RolloutsOfARun, ABC):
         """
         rewards = find_rewards(trainer.callbacks)  # type: ignore[attr-defined]
         self.evaluation.check_rewards([reward.name for reward in rewards])
-        check_gathering(self.engine.gather, placement_kind(trainer.strategy))
+        kind = placement_kind(trainer.strategy)
+        check_gathering(self.engine.gather, kind)
+        has_copy, max_tokens = self.engine.has_copy, self.max_tokens_per_microbatch
+        kind.check_settings(engine_has_copy=has_copy, max_tokens_per_microbatch=max_tokens)
         return rewards
 
     def check_settings(self, trainer: Trainer) -> None:

@@ -104,8 +104,8 @@ class ModelsOfARun(HeldOutLoops, ResumedFromWhole, ABC):
         """Mix the policy into the reference, see `mix`; from here on the reference is in the checkpoint."""
         assert self.policy is not None
         assert isinstance(self.reference, Policy), "controllers check that there is one of its own"
-        weights = ([*map(self.placement.local, model.parameters())] for model in (self.reference, self.policy))
-        mix(*weights, share=share)
+        for of_reference, of_policy in self.placement.pairs(self.reference, of=self.policy):
+            mix([of_reference], [of_policy], share=share)
         self.has_moved_reference = True
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

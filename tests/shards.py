@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from grpo_lightning.strategies import ZeROStrategy
+from grpo_lightning.strategies import FSDP1Strategy, ZeROStrategy
+from grpo_lightning.strategies.fsdp1_shards import local_part, shard_of, whole_like, whole_weight
 from grpo_lightning.strategies.zero_state import set_whole_weight, weight_shape
 
 
@@ -20,6 +21,8 @@ def whole(tensor: Tensor) -> Tensor:
 
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
+    if shard_of(tensor):
+        return whole_weight(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -48,6 +51,8 @@ def whole_gradient(parameter: Tensor) -> Tensor:
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(parameter)
+    if shard_of(parameter):
+        return whole_like(parameter, parameter.grad)
     return whole(parameter.grad)
 
 
@@ -55,6 +60,8 @@ def optimizer_states(trainer: Trainer) -> dict[int, dict[str, Tensor]]:
     """The states of the weights by number, on the first rank at least. A collective."""
     optimizer = trainer.optimizers[0]
     if isinstance(trainer.strategy, ZeROStrategy):
+        return trainer.strategy.optimizer_state(optimizer)["state"]
+    if isinstance(trainer.strategy, FSDP1Strategy):
         return trainer.strategy.optimizer_state(optimizer)["state"]
     return tree_map(whole, optimizer.state_dict()["state"])
 
@@ -72,6 +79,8 @@ def local(tensor: Tensor) -> Tensor:
     """This rank's shard of it, or all of it."""
     if hasattr(tensor, "ds_id"):
         return torch.cat([tensor.ds_tensor, tensor.data.flatten()])  # the latter is empty, but where it is kept whole
+    if shard_of(tensor):
+        return local_part(tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

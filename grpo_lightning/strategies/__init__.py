@@ -8,12 +8,16 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
+from grpo_lightning.strategies.fsdp1 import FSDP1Strategy
 from grpo_lightning.strategies.fsdp2 import FSDP2Placement, FSDP2Strategy, blocks_of
 from grpo_lightning.strategies.placement import WHOLE, Placement
 from grpo_lightning.strategies.refused import REASONS, refused
 from grpo_lightning.strategies.zero import ZeROStrategy, name_accelerator
 from grpo_lightning.types import ConfigurationError
 
+StrategyRegistry.register(
+    "fsdp1", FSDP1Strategy, description="Shards over all ranks, by torch's older FSDP", override=True
+)
 StrategyRegistry.register(
     "fsdp2", FSDP2Strategy, description="Shards over all ranks, by torch's fully_shard", override=True
 )
@@ -56,6 +60,7 @@ def _whole(strategy: Strategy) -> Placement:
 __all__ = [
     "REASONS",
     "WHOLE",
+    "FSDP1Strategy",
     "FSDP2Placement",
     "FSDP2Strategy",
     "Placement",

@@ -88,6 +88,18 @@ class Placement:
             ConfigurationError: They may not.
         """
 
+    @classmethod
+    def check_settings(cls, *, engine_has_copy: bool, max_tokens_per_microbatch: int | None) -> None:
+        """The settings of a run fit.
+
+        Args:
+            engine_has_copy: Whether completions are drawn from a copy of the weights.
+            max_tokens_per_microbatch: Above which a micro-batch is cut into pieces; None for never.
+
+        Raises:
+            ConfigurationError: They do not.
+        """
+
     def weights(self, model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:  # noqa: ARG002
         """The whole weights of a model by name, on the first rank; others may have none. A collective.
 
@@ -104,6 +116,11 @@ class Placement:
     def local(self, parameter: nn.Parameter) -> Tensor:
         """This rank's share of a weight, to be read or written in place; ranks cut all weights alike."""
         return parameter.detach()
+
+    def pairs(self, copy: nn.Module, *, of: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share of each weight of a copy, and the same elements of the model's own. A collective."""
+        for mine, theirs in zip(copy.parameters(), of.parameters(), strict=True):
+            yield self.local(mine), self.local(theirs)
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
         """The L2 norm of the whole gradient, in fp64, the same on every rank. A collective."""

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import Strategy
 from grpo_lightning.types import ConfigurationError
 
 ZERO = "is Lightning's own, whose rollouts and checkpoints do not fit; set deepspeed_1, deepspeed_2 or deepspeed_3."
-FSDP1 = "is Lightning's older FSDP, under which ranks cannot draw completions of different lengths; set fsdp2."
+FSDP1 = "is Lightning's older FSDP, whose rollouts, clipping and checkpoints do not fit; set fsdp2, or fsdp1."
 
 REASONS = {
     **dict.fromkeys(

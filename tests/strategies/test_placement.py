@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 
-from grpo_lightning.strategies import WHOLE, FSDP2Strategy, ZeROStrategy, placement_of
+from grpo_lightning.strategies import WHOLE, FSDP1Strategy, FSDP2Strategy, ZeROStrategy, placement_of
 from grpo_lightning.types import ConfigurationError
 
 
@@ -30,8 +30,9 @@ def test_a_strategy_that_shards_without_telling_is_refused(strategy):
         placement_of(unset)
 
 
-def test_the_sharding_strategy_has_a_name_of_its_own():
-    assert type(StrategyRegistry.get("fsdp2")) is FSDP2Strategy
+@pytest.mark.parametrize(("name", "kind"), [("fsdp1", FSDP1Strategy), ("fsdp2", FSDP2Strategy)])
+def test_a_strategy_that_shards_has_a_name_of_its_own(name, kind):
+    assert type(StrategyRegistry.get(name)) is kind
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra deepspeed is not installed")
