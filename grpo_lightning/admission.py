@@ -53,6 +53,7 @@ class CheckedSettings(RolloutsOfARun, ABC):
     lora: LoRA | None
     gradient_checkpointing: bool
     compilation: Compile | None
+    max_tokens_per_microbatch: int | None
     evaluation: Evaluation
 
     @property
