@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from grpo_lightning.checkpointing import PolicyExport
 from grpo_lightning.checkpointing.shards import read_whole
+from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, timeout_of
 from grpo_lightning.strategies.fsdp1_placement import FSDP1Placement
 from grpo_lightning.strategies.fsdp1_shards import (
     cut_like,
@@ -35,11 +36,20 @@ class FSDP1Strategy(FSDPStrategy):
 
     Args:
         process_group_backend: Of torch.distributed; None takes what suits the device.
+        timeout_seconds: See `FSDP2Strategy`.
+
+    Raises:
+        ConfigurationError: The backend is not there, or the timeout is none.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
+    def __init__(self, process_group_backend: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        check_backend(process_group_backend)
         # The ranks call a block as often as each other in an update, but not in the same order of rollouts and updates.
-        super().__init__(process_group_backend=process_group_backend, backward_prefetch=None)
+        super().__init__(
+            process_group_backend=process_group_backend,
+            timeout=timeout_of(timeout_seconds),
+            backward_prefetch=None,
+        )
         self.blocks: set[nn.Module] = set()
 
     @property

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grpo_lightning.rollout import InProcessEngine
+from grpo_lightning.strategies import FSDP2Strategy
 from grpo_lightning.types import ConfigurationError
 
 # The reference, live rollouts of ragged lengths, clipping, two updates per rollout and accumulation.
@@ -44,9 +45,16 @@ def of_ranks(folder, single):
         "whole": {**SETTINGS, "save_at": [(SAVED_AT, str(folder / "fsdp1.ckpt"))]},
         "resumed": {**SETTINGS, "ckpt_path": str(folder / "fsdp1.ckpt")},
         "from single": {**SETTINGS, "ckpt_path": str(folder / "single.ckpt")},
+        "fsdp2": {**SETTINGS, "strategy": FSDP2Strategy(), "ckpt_path": str(folder / "fsdp1.ckpt")},
+        "folder": {
+            **SETTINGS,
+            "strategy": FSDP2Strategy(checkpoint="sharded"),
+            "save_at": [(SAVED_AT, str(folder / "fsdp2.ckpt"))],
+        },
+        "from folder": {**SETTINGS, "ckpt_path": str(folder / "fsdp2.ckpt")},
         **OTHERS,
     }
-    told = replay.in_world(folder / "world", [{**run, "strategy": "fsdp1"} for run in runs.values()], ranks=2)
+    told = replay.in_world(folder / "world", [{"strategy": "fsdp1", **run} for run in runs.values()], ranks=2)
     return dict(zip(runs, told, strict=True))
 
 
@@ -95,6 +103,11 @@ def test_a_run_goes_on_bit_for_bit(of_ranks):
 
 def test_a_run_of_one_process_goes_on(of_ranks, single):
     assert_same_updates(of_ranks["from single"][0], last_of(single))
+
+
+def test_it_goes_on_under_fsdp2_and_from_its_shards(of_ranks, single):
+    assert_same_updates(of_ranks["fsdp2"][0], last_of(single))
+    assert_same_updates(of_ranks["from folder"][0], last_of(single))
 
 
 def test_it_goes_on_in_one_process(folder, of_ranks):
