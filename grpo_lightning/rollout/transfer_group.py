@@ -79,8 +79,6 @@ class TransferGroup:
         Raises:
             RuntimeError: Another process is gone, or was not there in time.
         """
-        if not tensor.numel():
-            return
         bits_N = tensor.to(self._device).reshape(-1).view(torch.uint8)
         options = distributed.BroadcastOptions()
         options.rootRank = 0

@@ -45,9 +45,11 @@ class VLLMEngine(WeightCopyEngine):
         gpu_memory_utilization: Share of a GPU's memory for vLLM, weights included.
         enforce_eager: Decode without CUDA graphs.
         tensor_parallel_size: How many ranks share an engine.
+        sleep_level: What vLLM gives back of the GPU's memory between rollouts: 0, nothing; 1, keys and values, and the
+            weights, which wait in the host's memory; 2, both, and the weights are all sent again.
 
     Raises:
-        ConfigurationError: vLLM is not installed, or a setting is out of its range.
+        ConfigurationError: vLLM is not installed, cannot sleep on this platform, or a setting is out of its range.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class VLLMEngine(WeightCopyEngine):
         gpu_memory_utilization: float = 0.3,
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
+        sleep_level: int = 0,
     ) -> None:
         super().__init__(dtype)
         if max_num_seqs < 1:
@@ -69,6 +72,9 @@ class VLLMEngine(WeightCopyEngine):
             )
         if tensor_parallel_size < 1:
             raise ConfigurationError(f"model.engine.tensor_parallel_size must be >= 1, got {tensor_parallel_size}.")
+        if sleep_level not in (0, 1, 2):
+            raise ConfigurationError(f"model.engine.sleep_level must be 0, 1 or 2, got {sleep_level}.")
+        self._sleep_level = sleep_level
         self._max_model_len, self._ranks_per_engine = max_model_len, tensor_parallel_size
         self._settings = {
             "max_num_seqs": max_num_seqs,
@@ -76,11 +82,34 @@ class VLLMEngine(WeightCopyEngine):
             "enforce_eager": enforce_eager,
             "tensor_parallel_size": tensor_parallel_size,
             "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+            "enable_sleep_mode": sleep_level > 0,
         }
         self._llm: Any = None
+        self._is_asleep = False
         require_vllm()
+        if sleep_level:
+            require_sleep()
 
     has_copy_on_each_rank = True
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
+    ) -> list[Completion]:
+        """Wake vLLM, draw the completions as every engine with a copy does, and let it sleep again. A collective."""
+        self.wake_up()
+        completions = super().generate(requests, sampling, coordinates)
+        if self._sleep_level:
+            self._started.sleep(level=self._sleep_level)
+            self._is_asleep = True
+        return completions
+
+    def wake_up(self) -> None:
+        """Have vLLM take its memory again, where it sleeps."""
+        if self._is_asleep:
+            self._started.wake_up()
+            self._is_asleep = False
+            if self._sleep_level == 2:
+                self.forget()  # the weights are gone
 
     def send(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Copy each tensor into vLLM's, and drop the cache of prefixes."""
@@ -172,6 +201,20 @@ def require_vllm() -> None:
         raise ConfigurationError(
             "model.engine needs vLLM, which is not installed: pip install 'grpo_lightning[vllm]'\n"
             "(on a machine without GPU: see docs/engines.md), or choose InProcessEngine."
+        )
+
+
+def require_sleep() -> None:
+    """VLLM can give its memory back between rollouts.
+
+    Raises:
+        ConfigurationError: Not on this platform.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_sleep_mode_available():
+        raise ConfigurationError(
+            f"model.engine.sleep_level: vLLM cannot sleep on {current_platform.device_name}, only on GPUs. Set it to 0."
         )
 
 

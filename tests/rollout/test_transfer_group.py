@@ -13,6 +13,7 @@ TENSORS = [
     torch.empty(0, 3),
     torch.tensor([float("nan"), -0.0], dtype=torch.bfloat16),
     torch.tensor([True, False]),
+    torch.tensor([0.5, -448.0]).to(torch.float8_e4m3fn),  # which gloo does not know
 ]
 
 
