@@ -7,6 +7,7 @@ import replay
 import torch
 from replay import SaveAt
 
+from grpo_lightning.policy.compilation import _has_cpp_compiler
 from grpo_lightning.types import ConfigurationError
 
 # Of torch's tracer itself, which looks at all that a tensor has, and makes instances of autograd's functions.
@@ -28,9 +29,9 @@ def nothing_is_compiled_yet():
     torch._dynamo.reset()
 
 
-def assert_same(mine, theirs):
+def assert_same(mine, theirs, tolerance=TOLERANCE):
     for a, b in zip(mine["gradients"], theirs["gradients"], strict=True):
-        assert float((a - b).norm() / b.norm()) < TOLERANCE
+        assert float((a - b).norm() / b.norm()) < tolerance
     moved = theirs["weights"][-1] - theirs["weights"][0]
     assert float((mine["weights"][-1] - theirs["weights"][-1]).norm() / moved.norm()) < 1e-4
 
@@ -48,6 +49,16 @@ def test_the_numbers_are_those_of_a_run_without(layout, more):
     compiled, _ = replay.run(**settings, compiled=AOT)
     assert num_graphs() > 0
     assert_same(vars(compiled), vars(usual))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.skipif(not _has_cpp_compiler(), reason="inductor needs a C++ compiler on a CPU")
+def test_kernels_have_the_numbers_of_a_run_without():
+    usual, _ = replay.run(**SETTINGS)
+    compiled, _ = replay.run(**SETTINGS, compiled={"backend": "inductor"})
+    assert torch._inductor.metrics.generated_kernel_count > 0
+    assert_same(vars(compiled), vars(usual), tolerance=1e-5)  # the kernels have an exponential function of their own
 
 
 def test_rollouts_are_not_compiled(monkeypatch):
