@@ -3,6 +3,7 @@
 from grpo_lightning.checkpointing.choice import make_room, whole_checkpoint
 from grpo_lightning.checkpointing.export import PolicyExport, VerifiedCheckpoints
 from grpo_lightning.checkpointing.manifest import problem_of
+from grpo_lightning.checkpointing.reading import read_mapped
 from grpo_lightning.checkpointing.search import found_checkpoints
 from grpo_lightning.checkpointing.writing import policy_folder, write_whole
 
@@ -13,6 +14,7 @@ __all__ = [
     "make_room",
     "policy_folder",
     "problem_of",
+    "read_mapped",
     "whole_checkpoint",
     "write_whole",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
-from grpo_lightning.checkpointing import PolicyExport
+from grpo_lightning.checkpointing import read_mapped
 from grpo_lightning.checkpointing.shards import read_whole
 from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, timeout_of
 from grpo_lightning.strategies.fsdp1_placement import FSDP1Placement
@@ -136,12 +136,7 @@ class FSDP1Strategy(FSDPStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """On every rank; tensors of a file are mapped, not read."""
         path = Path(self.broadcast(checkpoint_path))
-        if isinstance(self.checkpoint_io, PolicyExport):
-            path = self.checkpoint_io.choose(path)
-        if path.is_dir():
-            return read_whole(path, weights_only=weights_only)
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        return checkpoint
+        return read_mapped(self.checkpoint_io, path, read_folder=read_whole, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:  # noqa: ARG002
         """Read each rank's share of the weights."""

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from grpo_lightning.checkpointing import PolicyExport, VerifiedCheckpoints
+from grpo_lightning.checkpointing import PolicyExport, read_mapped
 from grpo_lightning.checkpointing.shards import FOLDER, read_rest, read_states, read_weights, save_shards
 from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, give_up_after, timeout_of
 from grpo_lightning.strategies.emptying import take_out
@@ -92,12 +92,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """On every rank, but for its tensors: those of a file are mapped, those of a folder have shapes alone."""
         path = Path(self.broadcast(checkpoint_path))
-        if isinstance(self.checkpoint_io, VerifiedCheckpoints):
-            path = self.checkpoint_io.choose(path)
-        if path.is_dir():
-            return read_rest(path, weights_only=weights_only)
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        return checkpoint
+        return read_mapped(self.checkpoint_io, path, read_folder=read_rest, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:  # noqa: ARG002
         """Read each rank's share of the weights."""

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from grpo_lightning.checkpointing import VerifiedCheckpoints
+from grpo_lightning.checkpointing import read_mapped
 from grpo_lightning.checkpointing.shards import read_whole
 from grpo_lightning.strategies.communication import TIMEOUT_SECONDS, check_backend, give_up_after, timeout_of
 from grpo_lightning.strategies.placement import Placement
@@ -209,12 +209,7 @@ class ZeROStrategy(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """On every rank; tensors of a file are mapped, not read."""
         path = Path(checkpoint_path)
-        if isinstance(self.checkpoint_io, VerifiedCheckpoints):
-            path = self.checkpoint_io.choose(path)
-        if path.is_dir():
-            return read_whole(path, weights_only=weights_only)
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-        return checkpoint
+        return read_mapped(self.checkpoint_io, path, read_folder=read_whole, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:  # noqa: ARG002
         """Put the weights where ZeRO has them. A collective."""

@@ -98,7 +98,6 @@ def compared(engine: WeightCopyEngine, raw: Any, arguments: argparse.Namespace) 
         for parameter in model.parameters():  # to another value, and back
             parameter.mul_(1 + 2**-7 if version % 2 else 1 / (1 + 2**-7))
         engine.update_weights(NamedWeights(model), version)
-        engine.forget()  # as if every tensor had changed
 
     def ours() -> list[list[int]]:
         return [list(c.token_ids) for c in engine.generate(wanted, sampling, COORDINATES)]
