@@ -51,6 +51,15 @@ def marks(is_among_few):
     return [pytest.mark.strategies_all, *([pytest.mark.strategies] if is_among_few else [])]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the ranks have: on some processors more of them sum in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory, request):
     """All runs that the chosen tests ask for: one world for each number of ranks that saves, and one that resumes."""
