@@ -100,6 +100,8 @@ def problem_of(checkpoint: Path, *, rank: int = 0, num_ranks: int = 1, with_chec
     if contents is None:
         return f"{manifest} is damaged: it is not what a manifest looks like."
     folder = manifest.parent
+    if not contents or (checkpoint.is_file() and checkpoint.resolve().name not in contents):
+        return f"{manifest} is damaged: it does not say what {checkpoint.name} holds."
     sizes = (_wrong_size(folder / name, allowed) for name, allowed in contents.items())
     problem = next(filter(None, sizes), None)
     if problem is not None or not with_checksums:

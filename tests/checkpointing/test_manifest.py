@@ -69,6 +69,21 @@ def test_a_manifest_without_its_last_part_is_damaged(file):
     assert problem_of(file) == f"{manifest} is damaged: it is not what a manifest looks like."
 
 
+@pytest.mark.parametrize("listed", [[], ["another.ckpt"]])
+def test_a_manifest_that_does_not_name_the_file_is_damaged(file, listed):
+    write_file(1, file.with_name("another.ckpt"))
+    manifest = file.with_name("last.ckpt.manifest.json")
+    write_manifest(manifest, {name: [content_of(file.with_name(name))] for name in listed})
+    expected = f"{manifest} is damaged: it does not say what last.ckpt holds."
+    assert problem_of(file, with_checksums=False) == expected
+
+
+def test_a_manifest_that_names_no_files_of_a_folder_is_damaged(folder):
+    write_manifest(folder / IN_FOLDER, {})
+    expected = f"{folder / IN_FOLDER} is damaged: it does not say what last.ckpt holds."
+    assert problem_of(folder, with_checksums=False) == expected
+
+
 def test_a_file_without_a_manifest_is_taken_unless_its_end_is_missing(file):
     file.with_name("last.ckpt.manifest.json").unlink()
     assert problem_of(file) is None
