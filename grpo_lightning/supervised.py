@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo_lightning.admission import is_readable
 from grpo_lightning.batching import Layout, Packed, Row, usable_layout
-from grpo_lightning.checkpointing import VerifiedCheckpoints, write_whole
+from grpo_lightning.checkpointing import VerifiedCheckpoints, check_destination, write_whole
 from grpo_lightning.data import PromptDataModule
 from grpo_lightning.ending import EndTogether, Stopping
 from grpo_lightning.functional.random import permutation
@@ -36,7 +36,7 @@ class SupervisedModule(ResumedFromWhole):
         policy: Where the policy comes from.
         optimizer: Built from the policy's parameters.
         batch_size: Demonstrations per optimizer step, over all ranks.
-        export_to: The policy's folder.
+        export_to: The policy's folder: absent, empty, or of an earlier policy, which it replaces.
         schedule: Of the learning rate; None for constant.
         lora: What of it is trained; None for all weights. The folder is then an adapter's.
         gradient_checkpointing: Whether the backward pass computes each layer again.
@@ -98,9 +98,15 @@ class SupervisedModule(ResumedFromWhole):
         """The policy's tokenizer."""
         return self.source.load_tokenizer()
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    @property
+    def _destination(self) -> Path:
+        return Path(self.export_to).expanduser()
+
+    def setup(self, stage: str) -> None:
         """Check what only the Trainer knows, before the model is loaded, and have checkpoints verified."""
         check_precision(self.trainer)
+        if stage == "fit":
+            check_destination(self._destination, "model.export_to")
         strategy = self.trainer.strategy
         if not isinstance(strategy.checkpoint_io, VerifiedCheckpoints):
             strategy.checkpoint_io = VerifiedCheckpoints(strategy.checkpoint_io, self.choose_checkpoint)
@@ -108,6 +114,7 @@ class SupervisedModule(ResumedFromWhole):
     def check_settings(self, trainer: Trainer) -> None:
         """See `CheckedBeforehand`."""
         check_precision(trainer)
+        check_destination(self._destination, "model.export_to")
 
     def check_inputs(self, trainer: Trainer, datamodule: LightningDataModule | None) -> None:
         """See `CheckedBeforehand`."""
@@ -157,7 +164,7 @@ class SupervisedModule(ResumedFromWhole):
         model = self.policy.model
         weights = placement_of(self.trainer.strategy).weights(model, trained_only=is_adapted(model))
         if self.trainer.is_global_zero:
-            write_whole(Path(self.export_to), partial(self.policy.save, weights=weights))
+            write_whole(self._destination, partial(self.policy.save, weights=weights), key="model.export_to")
             print(f"The policy after the cold start: {self.export_to}")
 
 

@@ -170,6 +170,19 @@ class TestFit:
         with pytest.raises(ConfigurationError, match=rf"model\.batch_size must be {message}"):
             fit(*make(tmp_path, batch_size=batch_size))
 
+    @pytest.mark.parametrize("export_to", ["", "..", "run.yaml"])
+    def test_a_folder_that_would_lose_what_is_there_is_refused_before_a_step(self, tmp_path, monkeypatch, export_to):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "run.yaml").write_text("seed_everything: 0")
+        module, trainer = make(tmp_path)
+        module.export_to = export_to
+        with pytest.raises(ConfigurationError, match=r"^model\.export_to"):
+            fit(module, trainer)
+        assert trainer.global_step == 0
+        with pytest.raises(ConfigurationError, match=r"^model\.export_to"):
+            module.check_settings(trainer)
+        assert (tmp_path / "run.yaml").is_file()
+
     def test_a_batch_smaller_than_the_ranks_is_refused(self, tmp_path):
         module, _ = make(tmp_path, batch_size=1)
         as_rank(module, 0, 2)

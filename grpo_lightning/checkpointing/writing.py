@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from grpo_lightning.checkpointing.destination import check_destination
 from grpo_lightning.checkpointing.manifest import (
     IN_FOLDER,
     Content,
@@ -168,9 +169,19 @@ def put_torn_aside(checkpoint: Path) -> Path:
     return torn
 
 
-def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all."""
+def write_whole(folder: Path, write: Callable[[Path], None], *, key: str = "the policy's folder") -> None:
+    """Write a policy's folder whole or not at all.
+
+    Args:
+        folder: Where to.
+        write: Writes a folder.
+        key: What names the folder in the settings.
+
+    Raises:
+        ConfigurationError: See `check_destination`.
+    """
     with ONE_AT_A_TIME:
+        check_destination(folder, key)
         unfinished = begin(folder)
         write(unfinished)
         finish(unfinished, folder)

@@ -15,6 +15,7 @@ from grpo_lightning.checkpointing.writing import (
     write_file,
     write_whole,
 )
+from grpo_lightning.types import ConfigurationError
 
 
 def write_version(number):
@@ -22,10 +23,17 @@ def write_version(number):
 
     def write(folder):
         folder.mkdir()
-        (folder / "weights").write_text(str(number))
-        (folder / f"only_in_{number}").write_text("")
+        (folder / "config.json").write_text(str(number))
+        (folder / f"model-{number}.safetensors").write_text("")
 
     return write
+
+
+def write_folder(path, write):
+    """Lets a folder take its place, whatever is there."""
+    unfinished = begin(path)
+    write(unfinished)
+    finish(unfinished, path)
 
 
 def names(folder):
@@ -55,12 +63,12 @@ def killed(monkeypatch):
 class TestWriteWhole:
     def test_makes_the_folder_and_those_above_it(self, tmp_path):
         write_whole(tmp_path / "a" / "b", write_version(1))
-        assert names(tmp_path / "a" / "b") == ["only_in_1", "weights"]
+        assert names(tmp_path / "a" / "b") == ["config.json", "model-1.safetensors"]
 
     def test_replaces_the_folder_and_leaves_nothing_of_the_old_one(self, tmp_path):
         for number in (1, 2):
             write_whole(tmp_path / "policy", write_version(number))
-        assert names(tmp_path / "policy") == ["only_in_2", "weights"]
+        assert names(tmp_path / "policy") == ["config.json", "model-2.safetensors"]
         assert names(tmp_path) == ["policy"]
 
     def test_leaves_the_old_folder_as_it_was_when_the_new_one_cannot_be_finished(self, tmp_path):
@@ -71,21 +79,36 @@ class TestWriteWhole:
         write_whole(tmp_path / "policy", write_version(1))
         with pytest.raises(OSError, match="no space left"):
             write_whole(tmp_path / "policy", break_off)
-        assert (tmp_path / "policy" / "weights").read_text() == "1"
-        assert names(tmp_path / "policy") == ["only_in_1", "weights"]
+        assert (tmp_path / "policy" / "config.json").read_text() == "1"
+        assert names(tmp_path / "policy") == ["config.json", "model-1.safetensors"]
 
     def test_begins_anew_where_it_was_broken_off_before(self, tmp_path):
         unfinished = tmp_path / ".unfinished" / "policy"
         unfinished.mkdir(parents=True)
         (unfinished / "rest").write_text("")
         write_whole(tmp_path / "policy", write_version(1))
-        assert names(tmp_path / "policy") == ["only_in_1", "weights"]
+        assert names(tmp_path / "policy") == ["config.json", "model-1.safetensors"]
 
     def test_leaves_what_another_writes_beside(self, tmp_path):
         other = tmp_path / ".unfinished" / "other"
         other.mkdir(parents=True)
         write_whole(tmp_path / "policy", write_version(1))
         assert other.exists()
+
+    @pytest.mark.parametrize("name", ["..", ".", "", "below/..", "below/../../here"])
+    def test_the_current_folder_and_those_above_it_stay(self, tmp_path, monkeypatch, name):
+        (tmp_path / "here" / "below").mkdir(parents=True)
+        (tmp_path / "here" / "file").write_text("of a user")
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(ConfigurationError, match="must name a folder of its own"):
+            write_whole(Path(name), write_version(1))
+        assert (tmp_path / "here" / "file").read_text() == "of a user"
+
+    def test_what_is_no_policy_stays(self, tmp_path):
+        (tmp_path / "file").write_text("of a user")
+        with pytest.raises(ConfigurationError, match="is no folder"):
+            write_whole(tmp_path / "file", write_version(1))
+        assert names(tmp_path) == ["file"]
 
 
 class TestWriteFile:
@@ -128,11 +151,11 @@ class TestWriteFile:
 
     def test_a_folder_and_a_file_take_each_others_place(self, tmp_path):
         path = tmp_path / "a.ckpt"
-        write_whole(path, write_version(1))
+        write_folder(path, write_version(1))
         write_file(2, path)
         assert torch.load(path) == 2
-        write_whole(path, write_version(3))
-        assert names(path) == ["only_in_3", "weights"]
+        write_folder(path, write_version(3))
+        assert names(path) == ["config.json", "model-3.safetensors"]
         assert names(tmp_path) == ["a.ckpt"], "the file's manifest went with it"
 
 
@@ -143,7 +166,7 @@ class TestFolders:
     def write(number):
         def write(folder):
             write_version(number)(folder)
-            write_manifest(folder / IN_FOLDER, {"weights": [content_of(folder / "weights")]})
+            write_manifest(folder / IN_FOLDER, {"config.json": [content_of(folder / "config.json")]})
 
         return write
 
@@ -158,26 +181,26 @@ class TestFolders:
     )
     def test_cut_off_between_two_names_one_version_is_whole_and_takes_its_place(self, tmp_path, killed, step, version):
         path = tmp_path / "last.ckpt"
-        write_whole(path, self.write(1))
+        write_folder(path, self.write(1))
         unfinished = begin(path)
         self.write(2)(unfinished)
         killed(step, finish, unfinished, path)
         clear(tmp_path)
-        assert (path / "weights").read_text() == version
+        assert (path / "config.json").read_text() == version
         assert problem_of(path) is None
-        write_whole(path, self.write(3))
+        write_folder(path, self.write(3))
         assert names(tmp_path) == ["last.ckpt"]
 
     def test_cut_off_when_a_file_was_to_take_its_place_the_folder_is_found_and_takes_it_again(self, tmp_path, killed):
         path = tmp_path / "last.ckpt"
-        write_whole(path, self.write(1))
+        write_folder(path, self.write(1))
         unfinished = begin(path)
         torch.save(2, unfinished)
         killed("pathlib.Path.replace", finish, unfinished, path)
         (found,) = in_folder(tmp_path)
         assert problem_of(found) is None
         clear(tmp_path)
-        assert (path / "weights").read_text() == "1"
+        assert (path / "config.json").read_text() == "1"
         assert list(in_folder(tmp_path)) == [path]
 
 
@@ -192,7 +215,7 @@ class TestPairs:
     @staticmethod
     def policy(folder):
         """Whose it is; None where there is none."""
-        weights = folder / "last.policy" / "weights"
+        weights = folder / "last.policy" / "config.json"
         return int(weights.read_text()) if weights.exists() else None
 
     @pytest.mark.parametrize("has_earlier", [True, False])
@@ -242,7 +265,7 @@ class TestPairs:
         finish_with_policy(*prepared(1))
         killed(step, finish_with_policy, *prepared(2))
         clear(tmp_path)
-        assert ((path / "weights").read_text(), self.policy(tmp_path)) == (str(version), version)
+        assert ((path / "config.json").read_text(), self.policy(tmp_path)) == (str(version), version)
 
     def test_one_that_another_thread_will_place_is_not_cleared_away(self, tmp_path):
         later = prepare_policy(tmp_path / "last.ckpt", write_version(2))
