@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from grpo_lightning.batching import InStep
 from grpo_lightning.checkpointing import PolicyExport, write_whole
@@ -195,8 +196,11 @@ def check_compile(compilation: Compile | None, strategy: Strategy) -> None:
         compilation.check(strategy.root_device)
 
 
-def check_policy(recipe: PolicyRecipe, strategy: Strategy) -> None:
+def check_policy(recipe: PolicyRecipe, strategy: Strategy) -> PreTrainedModel | None:
     """Look at a policy that is to be trained before its weights are read.
+
+    Returns:
+        See `PolicyRecipe.check`.
 
     Raises:
         ConfigurationError: See `PolicyRecipe.check` and `Placement.check_precision`.
@@ -204,6 +208,7 @@ def check_policy(recipe: PolicyRecipe, strategy: Strategy) -> None:
     skeleton = recipe.check()
     if skeleton is not None:
         placement_kind(strategy).check_precision(skeleton)
+    return skeleton
 
 
 def _forgive_what_is_left_out(module: nn.Module, found: Any) -> None:

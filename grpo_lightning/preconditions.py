@@ -104,11 +104,33 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
     """Every rank gets equally many prompts of a minibatch, and a completion at least for each of its micro-batches.
 
     Raises:
-        ConfigurationError: The numbers do not divide, the Trainer would load the prompts anew, or gradients are to be
-            clipped to a negative norm; or see `check_precision` and `check_intervals`.
+        ConfigurationError: The numbers do not divide; or see `check_flags`.
+    """
+    check_flags(trainer)
+    divisor = shape.num_minibatches * trainer.world_size
+    if shape.prompts_per_iteration % divisor:
+        raise ConfigurationError(
+            f"model.prompts_per_iteration must be divisible by model.num_minibatches x number of ranks = "
+            f"{shape.num_minibatches} x {trainer.world_size} = {divisor}, got {shape.prompts_per_iteration}."
+        )
+    completions = shape.prompts_per_iteration // divisor * shape.group_size
+    if trainer.accumulate_grad_batches > completions:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches must be at most the {completions} completions of a minibatch on each "
+            f"rank, got {trainer.accumulate_grad_batches}."
+        )
+
+
+def check_flags(trainer: Trainer) -> None:
+    """The Trainer's own settings let something be trained, and in the way that its user expects.
+
+    Raises:
+        ConfigurationError: There is no step to be made, gradients are to be clipped to a negative norm, or the Trainer
+            would load the data anew; or see `check_precision` and `check_intervals`.
     """
     check_precision(trainer)
     check_intervals(trainer)
+    _check_extent(trainer)
     if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
         raise ConfigurationError(
             f"trainer.gradient_clip_val must be > 0, or 0 or null to clip nothing, got {trainer.gradient_clip_val}."
@@ -122,17 +144,18 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches must be >= 1, got {trainer.accumulate_grad_batches}."
         )
-    divisor = shape.num_minibatches * trainer.world_size
-    if shape.prompts_per_iteration % divisor:
+
+
+def _check_extent(trainer: Any) -> None:
+    """There is a step to be made."""
+    for key in ("max_steps", "max_epochs"):
+        if getattr(trainer, key) == 0:
+            raise ConfigurationError(
+                f"trainer.{key} must be >= 1, or -1 for no limit, got 0: nothing would be trained."
+            )
+    if not trainer.limit_train_batches > 0:
         raise ConfigurationError(
-            f"model.prompts_per_iteration must be divisible by model.num_minibatches x number of ranks = "
-            f"{shape.num_minibatches} x {trainer.world_size} = {divisor}, got {shape.prompts_per_iteration}."
-        )
-    completions = shape.prompts_per_iteration // divisor * shape.group_size
-    if trainer.accumulate_grad_batches > completions:
-        raise ConfigurationError(
-            f"trainer.accumulate_grad_batches must be at most the {completions} completions of a minibatch on each "
-            f"rank, got {trainer.accumulate_grad_batches}."
+            f"trainer.limit_train_batches must be > 0, got {trainer.limit_train_batches}: nothing would be trained."
         )
 
 
@@ -186,9 +209,10 @@ def check_alignment(trainer: Trainer, loader: TickLoader) -> None:
     """An epoch that the Trainer cuts short ends with an iteration, and a validation begins with an update's end.
 
     Raises:
-        ConfigurationError: A limit or an interval in micro-batches falls into the middle.
+        ConfigurationError: A limit or an interval in micro-batches falls into the middle, or nothing is left.
     """
     num_batches = loader.num_taken
+    check_limit(trainer, len(loader))
     if num_batches % loader.ticks_per_iteration:
         key, value = _what_limits(trainer)
         raise ConfigurationError(
@@ -201,6 +225,21 @@ def check_alignment(trainer: Trainer, loader: TickLoader) -> None:
             "trainer.val_check_interval counts micro-batches, or is a share of an epoch's, and must be a multiple of "
             f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches}, got {interval}."
         )
+
+
+def check_limit(trainer: Trainer, num_batches: int) -> None:
+    """An epoch has something to be trained on.
+
+    Args:
+        trainer: Which may train on a share of it.
+        num_batches: Of a whole epoch.
+
+    Raises:
+        ConfigurationError: The share is less than a batch.
+    """
+    if share_of(trainer.limit_train_batches, num_batches) < 1:
+        key, value = _what_limits(trainer)
+        raise ConfigurationError(f"trainer.{key} leaves none of an epoch's {num_batches} batches, got {value}.")
 
 
 def _what_limits(trainer: Any) -> tuple[str, float]:

@@ -118,13 +118,18 @@ class Boundary:
         }
 
 
+def is_of_grpo(checkpoint: dict[str, Any]) -> bool:
+    """Whether a GRPO run has written it."""
+    return KEY in checkpoint
+
+
 def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What `Boundary.write` put into a checkpoint.
 
     Raises:
         ConfigurationError: There is nothing of the kind.
     """
-    if KEY not in checkpoint:
+    if not is_of_grpo(checkpoint):
         raise ConfigurationError("--ckpt_path: the checkpoint was not written by a GRPO run of this package.")
     state: dict[str, Any] = checkpoint[KEY]
     return state

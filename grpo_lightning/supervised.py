@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from grpo_lightning.admission import is_readable
 from grpo_lightning.batching import Layout, Packed, Row, usable_layout
@@ -20,8 +20,10 @@ from grpo_lightning.functional.random import permutation
 from grpo_lightning.models import check_policy, placed
 from grpo_lightning.optim import Schedule
 from grpo_lightning.policy import LoRA, Policy, PolicyRecipe, PolicySource, is_adapted
-from grpo_lightning.preconditions import check_precision
+from grpo_lightning.preconditions import check_flags, check_limit
 from grpo_lightning.resumed import ResumedFromWhole
+from grpo_lightning.resuming import is_of_grpo
+from grpo_lightning.rollout.lengths import max_positions
 from grpo_lightning.strategies import placement_of
 from grpo_lightning.types import ConfigurationError, Demonstration, Stream, TokenScores
 
@@ -104,25 +106,37 @@ class SupervisedModule(ResumedFromWhole):
 
     def setup(self, stage: str) -> None:
         """Check what only the Trainer knows, before the model is loaded, and have checkpoints verified."""
-        check_precision(self.trainer)
         if stage == "fit":
+            check_flags(self.trainer)
             check_destination(self._destination, "model.export_to")
+=======
+    def setup(self, stage: str) -> None:
+        """Check what only the Trainer knows, before the model is loaded, and have checkpoints verified."""
+        if stage == "fit":
+            check_flags(self.trainer)
+>>>>>>> 84010ff (Check the cold start's Trainer as GRPO's; refuse runs that train nothing)
         strategy = self.trainer.strategy
         if not isinstance(strategy.checkpoint_io, VerifiedCheckpoints):
             strategy.checkpoint_io = VerifiedCheckpoints(strategy.checkpoint_io, self.choose_checkpoint)
 
     def check_settings(self, trainer: Trainer) -> None:
         """See `CheckedBeforehand`."""
+<<<<<<< HEAD
         check_precision(trainer)
         check_destination(self._destination, "model.export_to")
 
     def check_inputs(self, trainer: Trainer, datamodule: LightningDataModule | None) -> None:
         """See `CheckedBeforehand`."""
         recipe = self._recipe
+        demonstrations: Sequence[Demonstration] = ()
         if is_readable(datamodule):
             datamodule.encode(self.tokenizer)
-            self._loader(datamodule, trainer.world_size)
-        check_policy(recipe, trainer.strategy)
+            loader = self._loader(datamodule, trainer.world_size)
+            check_limit(trainer, len(loader))
+            demonstrations = loader.demonstrations
+        skeleton = check_policy(recipe, trainer.strategy)
+        if skeleton is not None:
+            check_positions(demonstrations, skeleton.config)
 
     @property
     def _recipe(self) -> PolicyRecipe:
@@ -144,7 +158,10 @@ class SupervisedModule(ResumedFromWhole):
 
     def training_loader(self, datamodule: PromptDataModule) -> "DemonstrationLoader":
         """Batches of demonstrations, in an order that the seed and the epoch determine."""
-        return self._loader(datamodule, self.trainer.world_size)
+        assert self.policy is not None
+        loader = self._loader(datamodule, self.trainer.world_size)
+        check_positions(loader.demonstrations, self.policy.model.config)
+        return loader
 
     def _loader(self, datamodule: PromptDataModule, world_size: int) -> "DemonstrationLoader":
         demonstrations = datamodule.demonstrations(self.tokenizer)
@@ -158,6 +175,18 @@ class SupervisedModule(ResumedFromWhole):
             )
         return DemonstrationLoader(demonstrations, self.batch_size, self.seed)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a cold start has written it.
+
+        Raises:
+            ConfigurationError: It is of a GRPO run.
+        """
+        if is_of_grpo(checkpoint):
+            raise ConfigurationError(
+                "ckpt_path: the checkpoint is one of a GRPO run, and the cold start comes before it.\n"
+                "To imitate from its policy, set model.policy.path to the .policy folder beside the checkpoint."
+            )
+
     def on_fit_end(self) -> None:
         """Write the policy's folder."""
         assert self.policy is not None
@@ -166,6 +195,22 @@ class SupervisedModule(ResumedFromWhole):
         if self.trainer.is_global_zero:
             write_whole(self._destination, partial(self.policy.save, weights=weights), key="model.export_to")
             print(f"The policy after the cold start: {self.export_to}")
+
+
+def check_positions(demonstrations: Sequence[Demonstration], config: PreTrainedConfig) -> None:
+    """The longest demonstration has at most as many tokens as the policy has positions.
+
+    Raises:
+        ConfigurationError: It has more.
+    """
+    limit = max_positions(config)
+    longest = max((len(shown.prompt_ids) + len(shown.completion_ids) for shown in demonstrations), default=0)
+    if limit is not None and longest > limit:
+        raise ConfigurationError(
+            f"model.policy: a demonstration of {longest} tokens, with its prompt, exceeds the policy's {limit} "
+            "positions. Give a CharacterPolicy more max_positions, or set data.max_prompt_tokens with "
+            "data.on_long_prompt: drop."
+        )
 
 
 class DemonstrationLoader:

@@ -12,6 +12,8 @@ from grpo_lightning.preconditions import (
     check_alignment,
     check_configuration,
     check_draw_ahead,
+    check_flags,
+    check_limit,
     check_max_time,
     check_microbatch_limit,
     check_objective,
@@ -38,6 +40,8 @@ def trainer(**changes):
         "world_size": 2,
         "accumulate_grad_batches": 2,
         "limit_train_batches": 1.0,
+        "max_steps": -1,
+        "max_epochs": None,
         "val_check_interval": 1.0,
         "check_val_every_n_epoch": 1,
         "gradient_clip_val": None,
@@ -131,6 +135,20 @@ def test_validations_are_some_way_apart(changes, said):
     with pytest.raises(ConfigurationError, match=said):
         check_trainer(trainer(**changes), SHAPE)
     check_trainer(trainer(val_check_interval="00:01:00:00", check_val_every_n_epoch=None), SHAPE)
+
+
+@pytest.mark.parametrize("key", ["max_steps", "max_epochs", "limit_train_batches"])
+def test_a_run_has_something_to_train_on(key):
+    with pytest.raises(ConfigurationError, match=rf"trainer\.{key} must be .* got 0: nothing would be trained"):
+        check_flags(trainer(**{key: 0}))
+    for allowed in (-1, 1) if key != "limit_train_batches" else (1, 0.5):
+        check_flags(trainer(**{key: allowed}))
+
+
+def test_a_share_of_an_epoch_is_not_less_than_a_batch():
+    with pytest.raises(ConfigurationError, match=r"trainer\.limit_train_batches leaves none of an epoch's 60 batches"):
+        check_alignment(trainer(limit_train_batches=0.01), loader(0.01))
+    check_limit(trainer(limit_train_batches=0.1), 10)
 
 
 @pytest.mark.parametrize("max_time", ["2s", {"sec": 2}])

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds import launch
 
 from grpo_lightning.functional.random import permutation
+from grpo_lightning.policy import CharacterPolicy
 from grpo_lightning.supervised import DemonstrationLoader
 from grpo_lightning.types import ConfigurationError, Demonstration, Stream
 
@@ -183,6 +184,44 @@ class TestFit:
             module.check_settings(trainer)
         assert (tmp_path / "run.yaml").is_file()
 
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("gradient_clip_val", -1),
+            ("val_check_interval", 0),
+            ("limit_train_batches", 0),
+            ("limit_train_batches", 0.1),
+            ("max_steps", 0),
+            ("max_epochs", 0),
+            ("accumulate_grad_batches", 0),
+            ("reload_dataloaders_every_n_epochs", 1),
+        ],
+    )
+    def test_a_trainer_that_would_train_nothing_or_otherwise_is_refused_beforehand(self, tmp_path, key, value):
+        module, trainer = make(tmp_path, **{key: value})
+        with pytest.raises(ConfigurationError, match=rf"trainer\.{key} .*{value}"):
+            admit(module, trainer)
+
+    def test_demonstrations_longer_than_the_policys_positions_are_refused(self, tmp_path):
+        module, trainer = make(tmp_path)
+        module.source = CharacterPolicy(hidden_size=16, num_layers=1, num_heads=2, max_positions=17)
+        with pytest.raises(ConfigurationError, match=r"a demonstration of 18 tokens, .* exceeds the policy's 17 posit"):
+            admit(module, trainer)
+        with pytest.raises(ConfigurationError, match=r"a demonstration of 18 tokens"):
+            trainer.fit(module, Sums())
+        module, trainer = make(tmp_path)
+        module.source = CharacterPolicy(hidden_size=16, num_layers=1, num_heads=2, max_positions=18)
+        admit(module, trainer)
+
+    def test_a_checkpoint_of_a_grpo_run_is_refused(self, tmp_path):
+        module, trainer = make(tmp_path, max_steps=1)
+        trainer.fit(module, Sums())
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        torch.save({**torch.load(tmp_path / "a.ckpt"), "grpo_lightning": {}}, tmp_path / "b.ckpt")
+        module, trainer = make(tmp_path)
+        with pytest.raises(ConfigurationError, match="ckpt_path: the checkpoint is one of a GRPO run"):
+            trainer.fit(module, Sums(), ckpt_path=tmp_path / "b.ckpt")
+
     def test_a_batch_smaller_than_the_ranks_is_refused(self, tmp_path):
         module, _ = make(tmp_path, batch_size=1)
         as_rank(module, 0, 2)
@@ -190,6 +229,11 @@ class TestFit:
             ConfigurationError, match=r"model\.batch_size must be at least the number of ranks = 2, got 1"
         ):
             module.training_loader(Sums())
+
+
+def admit(module, trainer):
+    module.check_settings(trainer)
+    module.check_inputs(trainer, Sums())
 
 
 def fit(module, trainer):
