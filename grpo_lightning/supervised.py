@@ -109,20 +109,13 @@ class SupervisedModule(ResumedFromWhole):
         if stage == "fit":
             check_flags(self.trainer)
             check_destination(self._destination, "model.export_to")
-=======
-    def setup(self, stage: str) -> None:
-        """Check what only the Trainer knows, before the model is loaded, and have checkpoints verified."""
-        if stage == "fit":
-            check_flags(self.trainer)
->>>>>>> 84010ff (Check the cold start's Trainer as GRPO's; refuse runs that train nothing)
         strategy = self.trainer.strategy
         if not isinstance(strategy.checkpoint_io, VerifiedCheckpoints):
             strategy.checkpoint_io = VerifiedCheckpoints(strategy.checkpoint_io, self.choose_checkpoint)
 
     def check_settings(self, trainer: Trainer) -> None:
         """See `CheckedBeforehand`."""
-<<<<<<< HEAD
-        check_precision(trainer)
+        check_flags(trainer)
         check_destination(self._destination, "model.export_to")
 
     def check_inputs(self, trainer: Trainer, datamodule: LightningDataModule | None) -> None:
