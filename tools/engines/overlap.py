@@ -1,9 +1,9 @@
 """Steps with and without `model.draw_ahead`: ``python -m tools.engines.overlap``.
 
 One vLLM server has one core, the trainer the other, one thread each, in both kinds of runs, which are made in turn.
-They train the quickstart's policy on completions of equal length. `--num-epochs` balances the two: the more often
-completions are learned from, the longer an update takes beside a rollout. Of each run the first iterations are left
-out, in which nothing is drawn ahead yet.
+They train the quickstart's policy on completions of equal length, with a reward that every group has something to learn
+from. `--num-epochs` balances the two: the more often completions are learned from, the longer an update takes beside a
+rollout. Of each run the first iterations are left out, in which nothing is drawn ahead yet.
 
 Accuracy with and without is compared by ``python -m tools.engines.learning``.
 """
@@ -38,13 +38,15 @@ _LAST_LINES = 3000
 Seconds = dict[str, float]
 
 
-def medians(rows: Sequence[Mapping[str, str]]) -> Seconds:
+def medians(rows: Sequence[Mapping[str, str]], *, steps_per_iteration: int) -> Seconds:
     """The median seconds of an iteration and its phases.
 
     Args:
-        rows: Of a run's metrics, of which those that have times are of one iteration each.
+        rows: Of a run's metrics, one for each step; those of the steps before an iteration's end repeat the last one's.
+        steps_per_iteration: How many steps an iteration has.
     """
-    timed = [row for row in rows if row.get("time/iteration")][FIRST:]
+    ends = [row for row in rows if row.get("time/iteration") and (int(row["step"]) + 1) % steps_per_iteration == 0]
+    timed = ends[FIRST:]
     columns = {name: [float(row[f"time/{name}"]) for row in timed if row.get(f"time/{name}")] for name in TIMES}
     return {name: round(median(column), 4) for name, column in columns.items() if column}
 
@@ -68,7 +70,7 @@ def compared(rounds: Sequence[Mapping[str, Seconds]]) -> dict[str, float]:
 def trained(overlays: Sequence[str], url: str, arguments: argparse.Namespace) -> Seconds:
     """One run against the server."""
     steps = arguments.iterations * arguments.num_epochs
-    callbacks = [{"class_path": "ExactAnswer", "init_args": {"marker": "#"}}, {"class_path": "Throughput"}]
+    callbacks = [{"class_path": "tools.benchmark.ours.EvenSum"}, {"class_path": "Throughput"}]
     length = str(arguments.max_new_tokens)
     settings = {
         "model.engine.urls": json.dumps([url]),
@@ -89,7 +91,7 @@ def trained(overlays: Sequence[str], url: str, arguments: argparse.Namespace) ->
             raise SystemExit(f"{overlays} failed:\n{run.stderr[-_LAST_LINES:]}")
         (file,) = Path(folder).rglob("metrics.csv")
         with file.open() as rows:
-            return medians(list(csv.DictReader(rows)))
+            return medians(list(csv.DictReader(rows)), steps_per_iteration=arguments.num_epochs)
 
 
 def started(core: int) -> LaunchedServers:
@@ -110,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=12)
-    parser.add_argument("--num-epochs", type=int, default=8)
+    parser.add_argument("--num-epochs", type=int, default=16)
     parser.add_argument("--num-prompts", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=48)

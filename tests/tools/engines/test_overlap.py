@@ -1,13 +1,17 @@
 from tools.engines.overlap import compared, medians
 
 
-def row(iteration, generate, hidden=""):
-    return {"time/iteration": iteration, "time/generate": generate, "time/generate_hidden": hidden, "reward/mean": "1"}
+def rows(*iterations):
+    """Of two steps each: the first repeats the times of the iteration before."""
+    times = [{"time/iteration": i, "time/generate": g, "time/generate_hidden": h} for i, g, h in iterations]
+    before = [dict.fromkeys(times[0], ""), *times[:-1]]
+    pairs = zip(before, times, strict=True)
+    return [{**row, "step": str(step)} for step, row in enumerate(row for pair in pairs for row in pair)]
 
 
-def test_the_first_iterations_and_rows_without_times_are_left_out():
-    rows = [row("9", "9"), row("", ""), row("9", "9"), row("4", "1", "3"), row("6", "2", "2"), row("5", "3", "4")]
-    assert medians(rows) == {"iteration": 5.0, "generate": 2.0, "generate_hidden": 3.0}
+def test_the_first_iterations_and_rows_that_repeat_are_left_out():
+    measured = rows(("9", "9", ""), ("9", "9", "1"), ("4", "1", "3"), ("6", "2", "2"), ("5", "3", "4"))
+    assert medians(measured, steps_per_iteration=2) == {"iteration": 5.0, "generate": 2.0, "generate_hidden": 3.0}
 
 
 def test_the_fall_is_that_of_the_medians():
