@@ -95,13 +95,22 @@ class _SaveConfigOfFit(SaveConfigCallback):
     """Leaves the config of `fit` in the run's folder when the run is evaluated: it is what resumes the run.
 
     Without the checkpoint that a resumed run went on from: whoever reads the config later names a checkpoint, or none.
+    Of a run that goes on from one, when the checkpoint has been found to fit: until then the earlier config stays.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.config = self.config.clone()
-            self.config["ckpt_path"] = None
-            super().setup(trainer, pl_module, stage)
+        has_found = isinstance(pl_module, ResumedFromWhole) and bool(pl_module.found_checkpoints)
+        if stage == "fit" and self.config["ckpt_path"] is None and not has_found:
+            self._write(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.already_saved:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.config = self.config.clone()
+        self.config["ckpt_path"] = None
+        super().setup(trainer, pl_module, "fit")
 
 
 _MISTAKES = (ConfigurationError, MisconfigurationException)

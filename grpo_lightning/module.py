@@ -344,6 +344,7 @@ class GRPOModule(CheckedSettings):
 
     def on_train_start(self) -> None:
         """What the configuration says wins over what a checkpoint restored, and is said."""
+        super().on_train_start()
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         for difference in apply_settings(optimizer, scheduler, self._configured):  # type: ignore[arg-type]
             rank_zero_info(f"Resumed with model.optimizer's {difference}.")

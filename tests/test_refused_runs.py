@@ -107,11 +107,11 @@ def contents():
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def refuse(capsys, config, changes):
+def refuse(capsys, config, changes, *arguments):
     for key, value in changes.items():
         put(config, key, value)
     Path("refused.yaml").write_text(yaml.safe_dump(config))
-    return mistake_of(capsys, "fit", "--config", "refused.yaml")
+    return mistake_of(capsys, "fit", "--config", "refused.yaml", *arguments)
 
 
 @pytest.mark.parametrize(("changes", "said"), REFUSED.values(), ids=REFUSED.keys())
@@ -138,6 +138,27 @@ def test_the_earlier_run_goes_on(config, capsys, monkeypatch, which):
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *args, **kwargs: (steps.append(1), step(*args, **kwargs))[1])
     main(["fit", "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"])
     assert len(steps) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:The checkpoint last.ckpt is skipped")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.init_args.group_size": 4}, "model.group_size: the checkpoint was written with 2"),
+        ({"seed_everything": 7}, "model.seed: the checkpoint was written with 0"),
+    ],
+)
+def test_a_refused_resume_leaves_the_run_as_it_was(config, capsys, changes, said):
+    logger = {**LOGGER, "class_path": "grpo_lightning.appending_csv.AppendingCSVLogger"}
+    torn = Path("runs/run/checkpoints/last.ckpt").resolve()
+    torn.write_bytes(torn.read_bytes()[:-1])
+    before = contents()
+    assert said in refuse(capsys, config, {"trainer.logger": logger, **changes}, "--ckpt_path", "last")
+    assert contents() == before
+    main(["fit", "--config", "run.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"])
+    assert yaml.safe_load(Path("runs/run/config.yaml").read_text())["trainer"]["max_steps"] == 3
+    assert Path(f"{torn}.torn").is_file()
 
 
 def test_what_breaks_otherwise_stays_beside_the_earlier_run(config, monkeypatch):
