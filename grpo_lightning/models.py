@@ -2,6 +2,7 @@
 
 from abc import ABC
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ class ModelsOfARun(HeldOutLoops, ResumedFromWhole, ABC):
 
     @property
     def base_checksum(self) -> int | None:
-        """Of the frozen weights under the policy's adapter; None where there is none."""
+        """Of frozen weights that checkpoints do not have: under the policy's adapter, or of the reference.
+
+        None where there are none.
+        """
         return None if self.policy is None else self.policy.base_checksum
 
     def place(self, recipe: PolicyRecipe, *, with_reference: bool) -> Policy:
@@ -68,6 +72,7 @@ class ModelsOfARun(HeldOutLoops, ResumedFromWhole, ABC):
         Raises:
             ConfigurationError: See `placed`.
         """
+        recipe = replace(recipe, has_reference=with_reference)
         self.policy = policy = placed(recipe, self.trainer)  # first, so that its weights have the first numbers
         if with_reference and is_adapted(policy.model):
             self.reference = Unadapted(policy)

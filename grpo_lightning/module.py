@@ -375,7 +375,8 @@ class GRPOModule(CheckedSettings):
         saved = weights_of(checkpoint, with_reference=self.reference is not None)
         self.has_moved_reference = any(name.startswith("reference.") for name in saved)
         check_weights(saved, self.weight_shapes)
-        check_base(state, self.base_checksum)
+        if not self.has_moved_reference:
+            check_base(state, self.base_checksum, is_adapter=self.lora is not None)
         if not self.trainer.training:
             return
         settings, of_iteration = self._resume_settings(), self._iteration_settings()

@@ -98,7 +98,7 @@ class Boundary:
             checkpoint: Lightning's.
             settings: By YAML key, what a run cannot change.
             of_iteration: By YAML key, what it cannot change in the middle of an iteration.
-            base_checksum: Of the frozen weights under an adapter, which are not in the checkpoint.
+            base_checksum: Of frozen weights that are not in the checkpoint, under an adapter or of the reference.
         """
         if not self.is_current:
             checkpoint["loops"]["fit_loop"] = deepcopy(self.loops)
@@ -281,19 +281,27 @@ def check_weights(saved: dict[str, Any], current: dict[str, torch.Size]) -> None
             )
 
 
-def check_base(state: dict[str, Any], base_checksum: int | None) -> None:
-    """Refuse an adapter that was trained on other weights.
+def check_base(state: dict[str, Any], base_checksum: int | None, *, is_adapter: bool) -> None:
+    """Refuse to go on over other frozen weights: under an adapter, or those of the reference.
 
     Args:
-        state: What `own_state` found.
-        base_checksum: Of the frozen weights under this run's adapter.
+        state: What `own_state` found. Of a run without a reference, or of an earlier version, it says nothing of one.
+        base_checksum: Of this run's frozen weights; None where it has none.
+        is_adapter: Whether they are under an adapter.
 
     Raises:
-        ConfigurationError: The checkpoint's adapter had other weights under it, or weights of another precision.
+        ConfigurationError: The checkpoint's run had other ones, or ones of another precision.
     """
-    if state.get("base_checksum") != base_checksum:
+    saved = state.get("base_checksum")
+    if is_adapter and saved != base_checksum:
         raise ConfigurationError(
             "--ckpt_path: the checkpoint holds an adapter that was trained on other weights than those of model.policy."
+        )
+    if not is_adapter and None not in (saved, base_checksum) and saved != base_checksum:
+        raise ConfigurationError(
+            "--ckpt_path: the run began with other weights than model.policy has now, or in another precision, and "
+            "they are its reference (model.objective.kl).\nWas model.policy.path made anew? Put back what it held, or "
+            "start a new run from the exported policy."
         )
 
 

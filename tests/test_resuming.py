@@ -168,6 +168,56 @@ def saved_run(tmp_path, micro_batch, **settings):
     return path
 
 
+OTHER = {**MOVED, "accumulate": 1, "live": False}
+
+
+class TestReference:
+    """The weights that a run with a KL penalty began with, which its checkpoints do not have."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return saved_run(tmp_path, 4)
+
+    @pytest.fixture
+    def made_anew(self, path, monkeypatch):
+        """After that run, one weight of what the policy is loaded from is another one."""
+        load = replay.TinyPolicy.load_model
+
+        def loaded(self, *, seed):
+            model = load(self, seed=seed)
+            with torch.no_grad():
+                model.get_output_embeddings().weight[0, 0] += 1e-3
+            return model
+
+        monkeypatch.setattr(replay.TinyPolicy, "load_model", loaded)
+
+    @pytest.mark.usefixtures("made_anew")
+    def test_another_one_is_refused(self, path):
+        with pytest.raises(ConfigurationError, match=r"the run began with other weights than model\.policy has now"):
+            resumed(path, **OTHER)
+
+    @pytest.mark.usefixtures("made_anew")
+    def test_without_a_penalty_there_is_none(self, path):
+        assert resumed(path, **{**OTHER, "objective": "dapo"})[1].iteration == 4
+
+    @pytest.mark.usefixtures("made_anew")
+    def test_checkpoints_of_an_earlier_version_say_nothing_of_it(self, path):
+        checkpoint = torch.load(path, weights_only=False)
+        del checkpoint["grpo_lightning"]["base_checksum"]
+        path.with_name("a.ckpt.manifest.json").unlink()
+        torch.save(checkpoint, path)
+        assert resumed(path, **OTHER)[1].iteration == 4
+
+    @pytest.mark.usefixtures("made_anew")
+    def test_one_that_has_moved_is_in_the_checkpoint(self, path):
+        checkpoint = torch.load(path, weights_only=False)
+        moved = {f"reference.{k.removeprefix('policy.')}": w for k, w in checkpoint["state_dict"].items()}
+        checkpoint["state_dict"] |= moved
+        path.with_name("a.ckpt.manifest.json").unlink()
+        torch.save(checkpoint, path)
+        assert resumed(path, **OTHER)[1].iteration == 4
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_lightning.policy.adaptation import weights_checksum
 from grpo_lightning.policy.blueprint import Blueprint
 from grpo_lightning.policy.compilation import Compile
 from grpo_lightning.policy.lora import LoRA
@@ -29,6 +30,8 @@ class PolicyRecipe:
     """What is trained; None for all weights."""
     gradient_checkpointing: bool = False
     """See `recompute_layers`."""
+    has_reference: bool = False
+    """Whether a copy of it, as it is loaded, is a reference that checkpoints do not have."""
     compile: Compile | None = None
     """Of the blocks, once the weights are in place."""
 
@@ -39,7 +42,9 @@ class PolicyRecipe:
             ConfigurationError: The model cannot be loaded, or does not fit the settings.
         """
         model = self.source.load_model(seed=self.seed)
-        base_checksum = None if self.lora is None else self.lora.adapt(model, seed=self.seed)
+        base_checksum = weights_checksum(model) if self.has_reference and self.lora is None else None
+        if self.lora is not None:
+            base_checksum = self.lora.adapt(model, seed=self.seed)
         if self.gradient_checkpointing:
             recompute_layers(model)
         return Policy(model, self.tokenizer, base_checksum=base_checksum)

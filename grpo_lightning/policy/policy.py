@@ -28,7 +28,7 @@ class Policy(nn.Module):
         model: Any causal language model, with or without an adapter; dropout is switched off, and layers are replaced
             where `make_lean` says so.
         tokenizer: Its tokenizer.
-        base_checksum: Of the model's own weights, where it has an adapter.
+        base_checksum: Of the model's own weights, where it has an adapter, or is the reference as it was loaded.
         traits: Of the same model, where this one is without weights; None to ask it.
     """
 
