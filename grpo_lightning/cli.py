@@ -32,7 +32,8 @@ from grpo_lightning.cold_start import make_missing_policy
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense, is_of_union
 from grpo_lightning.preconditions import check_max_time
 from grpo_lightning.resumed import ResumedFromWhole
-from grpo_lightning.run_folder import put_back, set_aside
+from grpo_lightning.rollout.server import ServerError
+from grpo_lightning.run_folder import has_checkpoints, put_back, set_aside
 from grpo_lightning.strategies import name_accelerator
 from grpo_lightning.types import ConfigurationError
 
@@ -113,7 +114,8 @@ class _SaveConfigOfFit(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
 
-_MISTAKES = (ConfigurationError, MisconfigurationException)
+_MISTAKES = (ConfigurationError, MisconfigurationException, ServerError)
+"""What a user can mend, and needs no traceback for."""
 
 
 class _CommandLine(LightningCLI):
@@ -169,11 +171,11 @@ class _CommandLine(LightningCLI):
                 print(f"An earlier run was moved to {earlier}. To go on with one, give its --ckpt_path.", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """With the earlier run where it was, if this one is refused later than it should have been."""
+        """With the earlier run where it was, if this one ends before it has stepped or saved anything."""
         try:
             super()._run_subcommand(subcommand)
-        except Exception as error:
-            if self._earlier is not None and _mistake_in(error) is not None and not self.trainer.global_step:
+        except BaseException:
+            if self._earlier is not None and not self.trainer.global_step and not has_checkpoints(self._earlier):
                 put_back(self._earlier)
                 print("The earlier run was moved back: this one has not begun.", flush=True)
             raise

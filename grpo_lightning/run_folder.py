@@ -53,13 +53,27 @@ def set_aside(trainer: Trainer, *, in_use: Mapping[str, str | None]) -> Path | N
     return earlier
 
 
-def put_back(earlier: Path) -> None:
-    """Undo what `set_aside` did, for a new run that was refused before its first step: nothing of it stays.
+def has_checkpoints(earlier: Path) -> bool:
+    """Whether the run that has taken an earlier one's place has saved anything in its folder.
 
     Args:
         earlier: Where the earlier run is.
     """
-    folder = earlier.with_suffix("")
+    return any(_place_of(earlier).rglob("*.ckpt"))
+
+
+def put_back(earlier: Path) -> None:
+    """Undo what `set_aside` did, for a new run that ended before its first step: nothing of it stays.
+
+    Args:
+        earlier: Where the earlier run is.
+    """
+    folder = _place_of(earlier)
     if folder.exists():
         rmtree(folder)
     earlier.rename(folder)
+
+
+def _place_of(earlier: Path) -> Path:
+    """Where it was before `set_aside`."""
+    return earlier.with_suffix("")

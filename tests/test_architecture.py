@@ -92,7 +92,7 @@ MAY_IMPORT = {
     "parse_errors": {"constructors", "strategies", *PURE},
     "cli": {
         *("admission", "callbacks", "chat", "checkpointing", "cold_start", "merging", "parse_errors"),
-        *("planning", "preconditions", "resumed", "run_folder", "strategies", *PURE),
+        *("planning", "preconditions", "resumed", "rollout", "run_folder", "strategies", *PURE),
     },
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},

@@ -161,15 +161,55 @@ def test_a_refused_resume_leaves_the_run_as_it_was(config, capsys, changes, said
     assert Path(f"{torn}.torn").is_file()
 
 
-def test_what_breaks_otherwise_stays_beside_the_earlier_run(config, monkeypatch):
+def breaking(error, when):
+    """An optimizer's step that breaks."""
+    steps, step = [], torch.optim.AdamW.step
+
+    def broken(self, *args, **kwargs):
+        if len(steps) == when:
+            raise error
+        steps.append(1)
+        return step(self, *args, **kwargs)
+
+    return broken
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError("no space left"), SystemExit(143)])
+def test_what_breaks_before_the_first_step_is_put_back(config, monkeypatch, error):
+    before = contents()
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking(error, when=0))
+    with pytest.raises(type(error)):
+        main(["fit", "--config", "run.yaml"])
+    assert contents() == before
+
+
+def test_what_breaks_later_stays_beside_the_earlier_run(config, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking(RuntimeError("a defect"), when=1))
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["fit", "--config", "run.yaml"])
+    assert Path("runs/run.1/config.yaml").is_file()
+    assert Path("runs/run/config.yaml").is_file()
+
+
+def test_what_has_saved_before_it_breaks_stays_beside_the_earlier_run(config, monkeypatch):
     def step(self, closure=None):
-        raise RuntimeError("a defect, not a mistake")
+        Path("runs/run/checkpoints").mkdir()
+        Path("runs/run/checkpoints/of_a_stop.ckpt").write_text("")
+        raise RuntimeError("a defect")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(RuntimeError, match="a defect"):
         main(["fit", "--config", "run.yaml"])
     assert Path("runs/run.1/config.yaml").is_file()
-    assert Path("runs/run/config.yaml").is_file()
+    assert Path("runs/run/checkpoints/of_a_stop.ckpt").is_file()
+
+
+def test_a_server_that_is_absent_is_said_in_a_line(config, capsys):
+    before = contents()
+    engine = {"class_path": "VLLMServerEngine", "init_args": {"urls": ["http://127.0.0.1:9"], "patience_seconds": 0.5}}
+    message = refuse(capsys, config, {"model.init_args.engine": engine})
+    assert "error: model.engine.urls: no answer for 0.5 s: http://127.0.0.1:9" in message
+    assert contents() == before
 
 
 def test_a_mistyped_folder_is_named_before_the_policy_is_made(config, capsys, monkeypatch):
