@@ -67,7 +67,7 @@ check: $(DEV)/installed
 	$(MAKE) test
 
 clean:
-	rm -rf $(RUN) $(DEV) $(PEERS) build dist *.egg-info
+	rm -rf $(RUN) $(DEV) $(VLLM) $(PEERS) build dist *.egg-info
 
 $(RUN)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(RUN)

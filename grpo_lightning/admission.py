@@ -17,6 +17,7 @@ from grpo_lightning.rewards import RewardCallback, find_rewards
 from grpo_lightning.rollouts import RolloutsOfARun
 from grpo_lightning.stock_callbacks import check_callbacks
 from grpo_lightning.strategies import placement_kind
+from grpo_lightning.strategies.communication import check_communication
 from grpo_lightning.strategies.gathering import check_gathering
 
 
@@ -87,6 +88,7 @@ class CheckedSettings(RolloutsOfARun, ABC):
     def check_settings(self, trainer: Trainer) -> None:
         """See `CheckedBeforehand`."""
         check_callbacks(trainer)
+        check_communication(trainer.strategy)
         self.check_parts(trainer)
         check_trainer(trainer, self.shape)
         check_compile(self.compilation, trainer.strategy)

@@ -35,6 +35,7 @@ from grpo_lightning.resumed import ResumedFromWhole
 from grpo_lightning.rollout.server import ServerError
 from grpo_lightning.run_folder import has_checkpoints, put_back, set_aside
 from grpo_lightning.strategies import name_accelerator
+from grpo_lightning.trainer_errors import check_strategy_name, with_key
 from grpo_lightning.types import ConfigurationError
 
 OTHER_COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -139,6 +140,7 @@ class _CommandLine(LightningCLI):
         settings = self.config[self.subcommand]
         _require_checkpoint(settings.get("ckpt_path"))
         check_max_time(settings.get("trainer.max_time"))
+        check_strategy_name(settings.get("trainer.strategy"))
 
     def before_fit(self) -> None:
         """Refuse what cannot be run, then make the policy where it is missing; a new run has a folder of its own."""
@@ -195,8 +197,8 @@ class _CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError, ModuleNotFoundError) as error:
-            raise ConfigurationError(f"trainer: {error}") from error
+        except (ValueError, TypeError, ModuleNotFoundError, MisconfigurationException) as error:
+            raise with_key(error) from error
 
 
 def _require_command(args: list[str]) -> None:

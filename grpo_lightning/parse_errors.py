@@ -248,6 +248,11 @@ def _unknown_setting(problem: _Problem, name: str) -> str:
 
 def _name_with_settings(key: str, name: str) -> str:
     """A strategy's name, where a class is needed since there are settings; or a class that does not exist."""
+    if key == "trainer.strategy" and name == "auto":
+        return (
+            f"{key} is auto, which takes no settings. Name the class that they are of:\n"
+            "{class_path: FSDP2Strategy, init_args: {...}} (or FSDP1Strategy, ZeROStrategy, DDPStrategy)"
+        )
     if key != "trainer.strategy" or name not in StrategyRegistry:
         return f"{key}: {name!r} is not the name of a class, and only a class takes settings."
     if name in REASONS:

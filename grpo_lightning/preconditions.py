@@ -107,17 +107,31 @@ def check_trainer(trainer: Trainer, shape: IterationShape) -> None:
         ConfigurationError: The numbers do not divide; or see `check_flags`.
     """
     check_flags(trainer)
-    divisor = shape.num_minibatches * trainer.world_size
+    check_division(shape, num_ranks=trainer.world_size, num_microbatches=trainer.accumulate_grad_batches)
+
+
+def check_division(shape: IterationShape, *, num_ranks: int, num_microbatches: int) -> None:
+    """The prompts of an iteration can be dealt out to ranks, and their completions to micro-batches.
+
+    Args:
+        shape: Of an iteration.
+        num_ranks: Over all machines.
+        num_microbatches: The Trainer's `accumulate_grad_batches`.
+
+    Raises:
+        ConfigurationError: The numbers do not divide.
+    """
+    divisor = shape.num_minibatches * num_ranks
     if shape.prompts_per_iteration % divisor:
         raise ConfigurationError(
             f"model.prompts_per_iteration must be divisible by model.num_minibatches x number of ranks = "
-            f"{shape.num_minibatches} x {trainer.world_size} = {divisor}, got {shape.prompts_per_iteration}."
+            f"{shape.num_minibatches} x {num_ranks} = {divisor}, got {shape.prompts_per_iteration}."
         )
     completions = shape.prompts_per_iteration // divisor * shape.group_size
-    if trainer.accumulate_grad_batches > completions:
+    if num_microbatches > completions:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches must be at most the {completions} completions of a minibatch on each "
-            f"rank, got {trainer.accumulate_grad_batches}."
+            f"rank, got {num_microbatches}."
         )
 
 
@@ -128,7 +142,7 @@ def check_flags(trainer: Trainer) -> None:
         ConfigurationError: There is no step to be made, gradients are to be clipped to a negative norm, or the Trainer
             would load the data anew; or see `check_precision` and `check_intervals`.
     """
-    check_precision(trainer)
+    check_precision(trainer.precision)
     check_intervals(trainer)
     _check_extent(trainer)
     if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
@@ -159,13 +173,15 @@ def _check_extent(trainer: Any) -> None:
         )
 
 
-def check_precision(trainer: Trainer) -> None:
+def check_precision(precision: Any) -> None:
     """Weights are stepped in single precision at least.
+
+    Args:
+        precision: The Trainer's.
 
     Raises:
         ConfigurationError: Lightning would make them, and the optimizer's states, of half precision.
     """
-    precision = trainer.precision
     if precision in ("bf16-true", "16-true"):
         raise ConfigurationError(
             f"trainer.precision must not be {precision}: steps of usual learning rates are lost in weights of half "

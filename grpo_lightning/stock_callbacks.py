@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     Callback,
+    Checkpoint,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -54,6 +55,7 @@ def admit(trainer: Trainer) -> None:
         ConfigurationError: A callback is refused, or there is an average of weights and they are in shards.
     """
     check_callbacks(trainer)
+    save_nothing_of_a_trial(trainer)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     late = ("update_starting_at_step", "update_starting_at_epoch")
     for callback in callbacks:
@@ -63,6 +65,16 @@ def admit(trainer: Trainer) -> None:
                 "that the run began with."
             )
     callbacks.sort(key=lambda callback: not isinstance(callback, WeightAveraging))
+
+
+def save_nothing_of_a_trial(trainer: Any) -> None:
+    """Leave out what saves checkpoints under `fast_dev_run`: Lightning's saves the last one even then.
+
+    Args:
+        trainer: Whose callbacks have not been called yet.
+    """
+    if trainer.fast_dev_run:
+        trainer.callbacks[:] = [callback for callback in trainer.callbacks if not isinstance(callback, Checkpoint)]
 
 
 def check_callbacks(trainer: Trainer) -> None:

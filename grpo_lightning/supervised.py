@@ -24,7 +24,9 @@ from grpo_lightning.preconditions import check_flags, check_limit
 from grpo_lightning.resumed import ResumedFromWhole
 from grpo_lightning.resuming import is_of_grpo
 from grpo_lightning.rollout.lengths import max_positions
+from grpo_lightning.stock_callbacks import save_nothing_of_a_trial
 from grpo_lightning.strategies import placement_of
+from grpo_lightning.strategies.communication import check_communication
 from grpo_lightning.types import ConfigurationError, Demonstration, Stream, TokenScores
 
 
@@ -71,6 +73,7 @@ class SupervisedModule(ResumedFromWhole):
 
     def configure_callbacks(self) -> list[Callback]:
         """The one that every run has."""
+        save_nothing_of_a_trial(self.trainer)
         return [EndTogether(self.stopping)]
 
     def training_step(self, batch: Sequence[Demonstration], batch_idx: int) -> Tensor:  # noqa: ARG002
@@ -116,6 +119,7 @@ class SupervisedModule(ResumedFromWhole):
     def check_settings(self, trainer: Trainer) -> None:
         """See `CheckedBeforehand`."""
         check_flags(trainer)
+        check_communication(trainer.strategy)
         check_destination(self._destination, "model.export_to")
 
     def check_inputs(self, trainer: Trainer, datamodule: LightningDataModule | None) -> None:
@@ -181,7 +185,9 @@ class SupervisedModule(ResumedFromWhole):
             )
 
     def on_fit_end(self) -> None:
-        """Write the policy's folder."""
+        """Write the policy's folder, but not that of a trial."""
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         assert self.policy is not None
         model = self.policy.model
         weights = placement_of(self.trainer.strategy).weights(model, trained_only=is_adapted(model))

@@ -283,6 +283,31 @@ KNOWN_BEFORE_THE_MODEL = {
     ),
     "a strategy that does not exist": ({"trainer.strategy": {"class_path": "Nope"}}, "trainer.strategy", "'Nope'"),
     "settings of no strategy": ({"trainer.strategy": {"init_args": {}}}, "trainer.strategy", "class_path"),
+    "a strategy's class without settings": ({"trainer.strategy": "FSDP2Strategy"}, "trainer.strategy", "class_path"),
+    "a mistyped strategy": ({"trainer.strategy": "fspd1"}, "trainer.strategy", "did you mean 'fsdp1'"),
+    "ranks started within the process": ({"trainer.strategy": "ddp_spawn"}, "trainer.strategy: ddp_spawn", "set ddp"),
+    "fewer steps than none": ({"trainer.max_steps": -3}, "trainer.max_steps", "-3"),
+    "no step": ({"trainer.max_steps": 0}, "trainer.max_steps", "got 0"),
+    "ranks that do not communicate": (
+        {"trainer.strategy": {"class_path": "DDPStrategy", "init_args": {"process_group_backend": "fake"}}},
+        "trainer.strategy.process_group_backend",
+        "got fake",
+    ),
+    "a timeout that is none": (
+        {"trainer.strategy": {"class_path": "FSDP2Strategy", "init_args": {"timeout_seconds": None}}},
+        "trainer.strategy.timeout_seconds",
+        "got None",
+    ),
+    "patience without an end": (
+        {
+            "model.init_args.engine": {
+                "class_path": "VLLMServerEngine",
+                "init_args": {"urls": ["http://127.0.0.1:9"], "patience_seconds": float("inf")},
+            }
+        },
+        "model.engine.patience_seconds",
+        "got inf",
+    ),
     "greedy training": ({"model.init_args.sampling.temperature": 0.0}, "model.sampling.temperature", "> 0"),
 }
 
@@ -343,6 +368,21 @@ def test_a_strategys_name_with_settings_is_answered_with_its_class(config, capsy
     message = mistake(capsys, config, "--trainer.strategy", "deepspeed_3", f"--trainer.strategy.{group}", "whole")
     assert "trainer.strategy: the name 'deepspeed_3' takes no settings" in message
     assert "{class_path: ZeROStrategy, init_args: {stage: 3, ...}}" in message
+
+
+def test_settings_of_no_strategy_are_answered_with_the_classes(config, capsys, no_model):
+    message = mistake(capsys, config, "--trainer.strategy.timeout_seconds", "5")
+    assert "trainer.strategy is auto, which takes no settings" in message
+    assert "{class_path: FSDP2Strategy, init_args: {...}}" in message
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named_by_its_key(config, capsys, no_model):
+    assert "error: trainer.accelerator: there is no GPU" in mistake(capsys, config, "--trainer.accelerator", "gpu")
+
+
+def test_one_process_is_a_strategy(config):
+    fit(config, "--trainer.strategy", "single", "--trainer.devices", "1")
 
 
 def test_a_refused_strategys_name_with_settings_is_answered_with_the_reason(config, capsys, no_model):

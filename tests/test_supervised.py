@@ -11,7 +11,7 @@ import pytest
 import torch
 from imitated import Sums, make
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from replay import TinyPolicy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds import launch
@@ -212,6 +212,18 @@ class TestFit:
         module, trainer = make(tmp_path)
         module.source = CharacterPolicy(hidden_size=16, num_layers=1, num_heads=2, max_positions=18)
         admit(module, trainer)
+
+    def test_a_trial_leaves_neither_policy_nor_checkpoint(self, tmp_path):
+        saving = ModelCheckpoint(tmp_path / "saved", save_last=True)
+        module, trainer = make(tmp_path, callbacks=[saving], enable_checkpointing=True, fast_dev_run=2)
+        trainer.fit(module, Sums())
+        assert trainer.global_step == 2
+        assert list(tmp_path.iterdir()) == []
+
+    def test_ranks_that_do_not_communicate_are_refused(self, tmp_path):
+        module, trainer = make(tmp_path, strategy=DDPStrategy(process_group_backend="fake"))
+        with pytest.raises(ConfigurationError, match=r"trainer\.strategy\.process_group_backend .* got fake"):
+            admit(module, trainer)
 
     def test_a_checkpoint_of_a_grpo_run_is_refused(self, tmp_path):
         module, trainer = make(tmp_path, max_steps=1)

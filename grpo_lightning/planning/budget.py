@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from grpo_lightning.batching import Layout, Padded
+from grpo_lightning.batching import IterationShape, Layout, Padded
 from grpo_lightning.batching.layout import Row
 from grpo_lightning.planning.activations import Decoder, Precision, Tokens, activation_bytes
 from grpo_lightning.planning.cache import CacheBytes, cache_bytes
@@ -24,6 +24,7 @@ from grpo_lightning.planning.settings import (
 )
 from grpo_lightning.planning.states import Size, States, Weights, states_of
 from grpo_lightning.policy.adaptation import adapted_layers
+from grpo_lightning.preconditions import check_division
 from grpo_lightning.strategies.fsdp2 import blocks_of
 from grpo_lightning.types import ConfigurationError
 
@@ -152,21 +153,36 @@ class _Demand:
 
     def __init__(self, settings: Settings, ranks: int, prompt_tokens: int | None) -> None:
         self.settings = settings
-        self.prompt_tokens = prompt_tokens or settings.get("data.max_prompt_tokens")
-        if self.prompt_tokens is None:
+        longest = prompt_tokens or settings.optional_count("data.max_prompt_tokens")
+        if longest is None:
             raise ConfigurationError(
                 "plan: give --prompt_tokens, of the longest prompt: data.max_prompt_tokens is not."
             )
-        self.new_tokens = settings.require("model.sampling.max_new_tokens")
-        self.group_size = settings.require("model.group_size")
-        self.prompts = -(-settings.require("model.prompts_per_iteration") // ranks)
+        self.prompt_tokens = longest
+        self.new_tokens = settings.count("model.sampling.max_new_tokens")
+        self.group_size = settings.count("model.group_size")
+        self.num_minibatches = settings.count("model.num_minibatches", 1)
+        self.num_microbatches = settings.count("trainer.accumulate_grad_batches", 1)
+        prompts = settings.count("model.prompts_per_iteration")
+        shape = IterationShape(
+            prompts_per_iteration=prompts,
+            group_size=self.group_size,
+            num_epochs=1,
+            num_minibatches=self.num_minibatches,
+        )
+        check_division(shape, num_ranks=ranks, num_microbatches=self.num_microbatches)
+        self.prompts = prompts // ranks
         self.engine = str(settings.get("model.engine.class_path", "InProcessEngine")).rsplit(".", 1)[-1]
 
     @property
     def rows(self) -> int:
         """Completions that are decoded at once in the training process."""
         every = self.prompts * self.group_size
-        return min(self._engine("max_rows", 256) or every, every) if self.engine == "InProcessEngine" else 0
+        if self.engine != "InProcessEngine":
+            return 0
+        key = "model.engine.max_rows"
+        limit = self.settings.optional_count(key) if self.settings.has(key) else 256
+        return min(limit or every, every)
 
     def cache(self, token: int) -> CacheBytes:
         """Of the engine in the training process."""
@@ -187,13 +203,13 @@ class _Demand:
 
     def microbatch(self, layout: Layout) -> Tokens:
         """The largest forward that is computed at once, as the layout cuts it."""
-        prompts = -(-self.prompts // self.settings.get("model.num_minibatches", 1))
+        prompts = self.prompts // self.num_minibatches
         ids = torch.empty(self.prompt_tokens, dtype=torch.long), torch.empty(self.new_tokens, dtype=torch.long)
         rows = [Row(slot, *ids) for slot in range(prompts) for _ in range(self.group_size)]
         forwards = []
-        for numbers in layout.bins(rows, self.settings.get("trainer.accumulate_grad_batches", 1)):
+        for numbers in layout.bins(rows, self.num_microbatches):
             of_bin = [rows[i] for i in numbers]
-            pieces = layout.pieces(of_bin, self.settings.get("model.max_tokens_per_microbatch"))
+            pieces = layout.pieces(of_bin, self.settings.optional_count("model.max_tokens_per_microbatch"))
             forwards += [self._tokens([of_bin[i] for i in piece], layout) for piece in pieces]
         return max(forwards)
 

@@ -1,5 +1,8 @@
 """`grpo-lightning plan --config run.yaml`: what a run needs of each GPU's memory."""
 
+import math
+import re
+
 from jsonargparse import ArgumentParser
 
 from grpo_lightning.planning.budget import Budget, budget_of
@@ -11,6 +14,12 @@ GIB = 2**30
 
 def main(args: list[str]) -> None:
     """Run the command with the given arguments, without its name."""
+    of_a_run = next((arg for arg in args if re.match(r"--(model|data|trainer)\b", arg)), None)
+    if of_a_run is not None:
+        raise ConfigurationError(
+            f"plan takes --config, --ranks, --gpu_memory and --prompt_tokens, got {of_a_run}.\n"
+            "It reads all other settings from files: put this one into a YAML file, and give it as a further --config."
+        )
     parser = ArgumentParser(prog="grpo-lightning plan", exit_on_error=False)
     parser.add_argument("--config", action="append", help="A run's config; a later one overrides the first.")
     parser.add_function_arguments(plan, skip={"configs"})
@@ -34,6 +43,8 @@ def plan(configs: list[str], ranks: int = 1, gpu_memory: float | None = None, pr
         raise ConfigurationError("plan: --config must name a file.")
     if ranks < 1:
         raise ConfigurationError(f"--ranks must be >= 1, got {ranks}.")
+    if gpu_memory is not None and not 0 < gpu_memory < math.inf:
+        raise ConfigurationError(f"--gpu_memory must be > 0, in GiB, got {gpu_memory}.")
     if prompt_tokens is not None and prompt_tokens < 1:
         raise ConfigurationError(f"--prompt_tokens must be >= 1, got {prompt_tokens}.")
     print(table(budget_of(Settings(configs), ranks=ranks, prompt_tokens=prompt_tokens), gpu_memory))

@@ -10,11 +10,13 @@ import yaml
 
 from grpo_lightning import batching, policy
 from grpo_lightning.planning.states import OptimizerStates, Sharding
+from grpo_lightning.preconditions import check_precision
 from grpo_lightning.types import ConfigurationError
 
 _STRATEGIES = ("single", "ddp", "fsdp2", "deepspeed_1", "deepspeed_2", "deepspeed_3")
 _SHARDING = ("fsdp2", "deepspeed_3")
 """Those that have weights in shards."""
+_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 _ITEMSIZES = {"bfloat16": 2, "float16": 2, "bf16": 2, "16": 2}
 
 
@@ -57,34 +59,47 @@ class Settings:
             raise ConfigurationError(f"plan: {key} must be given.")
         return value
 
+    def count(self, key: str, default: int | None = None) -> int:
+        """The value of a key that is a whole number.
+
+        Raises:
+            ConfigurationError: It is not there and has no default, or is no whole number >= 1.
+        """
+        value = self.require(key) if default is None else self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"plan: {key} must be a whole number >= 1, got {value!r}.")
+        return value
+
+    def optional_count(self, key: str) -> int | None:
+        """Likewise, or None where the key is not there, or null."""
+        return None if self.get(key) is None else self.count(key)
+
     def made(self, key: str, package: Any) -> Any:
         """What a class path and its `init_args` build; short names are found in `package`."""
-        given = self.require(key)
-        path = given if isinstance(given, str) else given.get("class_path", "")
+        path, settings = _class_of(self.require(key), key)
         owner = getattr(package, path, None) or _named(path, key)
-        return owner(**({} if isinstance(given, str) else given.get("init_args") or {}))
+        return _built(owner, settings, key)
 
 
 def policy_source(settings: Settings) -> policy.PolicySource:
     """Where the policy comes from: of a folder that is made first and is not there yet, from what makes it."""
     made_by, path = settings.get("model.policy.made_by"), settings.get("model.policy.path")
-    if made_by is not None and not Path(path).exists():
+    if made_by is not None and path is not None and not Path(path).exists():
         settings = Settings([made_by])
-    source = settings.made("model.policy", policy)
-    assert isinstance(source, policy.PolicySource)
+    source: policy.PolicySource = _of_kind(settings.made("model.policy", policy), policy.PolicySource, "model.policy")
     return source
 
 
 def lora_of(settings: Settings) -> policy.LoRA | None:
     """What of the policy is trained; None for all weights."""
     given = settings.get("model.lora")
-    return None if given is None else policy.LoRA(**given)
+    return None if given is None else _built(policy.LoRA, given, "model.lora")
 
 
 def layout_of(settings: Settings) -> batching.Layout:
     """How the update's forwards are laid out."""
-    layout = settings.made("model.layout", batching) if settings.get("model.layout") else batching.SharedPrefix()
-    assert isinstance(layout, batching.Layout)
+    made = settings.made("model.layout", batching) if settings.get("model.layout") else batching.SharedPrefix()
+    layout: batching.Layout = _of_kind(made, batching.Layout, "model.layout")
     return layout
 
 
@@ -95,13 +110,14 @@ def sharding_of(settings: Settings, ranks: int) -> Sharding:
         ConfigurationError: The strategy is not known here, or cannot put weights together layer by layer.
     """
     strategy, key = settings.get("trainer.strategy", "auto"), "trainer.strategy"
-    name = strategy if isinstance(strategy, str) else str(strategy.get("class_path")).rsplit(".", 1)[-1]
+    name = _class_of(strategy, key)[0].rsplit(".", 1)[-1]
     stage = settings.get(f"{key}.stage", 2) if not isinstance(strategy, str) else None
     name = {
         "auto": "single" if ranks == 1 else "ddp",
         "FSDP2Strategy": "fsdp2",
         "DDPStrategy": "ddp",
         "SingleDeviceStrategy": "single",
+        "SingleStrategy": "single",
         "ZeROStrategy": f"deepspeed_{stage}",
     }.get(name, name)
     if name not in _STRATEGIES:
@@ -120,17 +136,30 @@ def sharding_of(settings: Settings, ranks: int) -> Sharding:
     )
 
 
+def precision_of(settings: Settings) -> str:
+    """The Trainer's, by the longer of its two names.
+
+    Raises:
+        ConfigurationError: It is not known here, or refused.
+    """
+    given = str(settings.get("trainer.precision", "32-true"))
+    precision = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(given, given)
+    check_precision(precision)
+    if precision not in _PRECISIONS:
+        raise ConfigurationError(f"trainer.precision: plan knows {', '.join(_PRECISIONS)}, got {given}.")
+    return precision
+
+
 def trainer_itemsize(settings: Settings, strategy: str) -> int | None:
     """Bytes of a weight that the Trainer's precision converts it to; None where it leaves it alone."""
-    kind, _, how = str(settings.get("trainer.precision", "32-true")).partition("-")
+    kind, _, how = precision_of(settings).partition("-")
     is_converted = how == "true" or strategy.startswith("deepspeed")
     return _ITEMSIZES.get(kind) if is_converted else None
 
 
 def is_autocast(settings: Settings, strategy: str) -> bool:
     """Whether torch casts the inputs of products by itself: DeepSpeed converts the weights instead."""
-    precision = str(settings.get("trainer.precision", "32-true"))
-    return precision.endswith("-mixed") and not strategy.startswith("deepspeed")
+    return precision_of(settings).endswith("-mixed") and not strategy.startswith("deepspeed")
 
 
 def optimizer_states(settings: Settings) -> OptimizerStates:
@@ -139,9 +168,9 @@ def optimizer_states(settings: Settings) -> OptimizerStates:
     Only states of a weight's own shape grow with it: what factors take is left out.
     """
     parameter = torch.nn.Parameter(torch.ones(5, 7))
-    given = settings.require("model.optimizer")
-    owner = _named(given if isinstance(given, str) else given["class_path"], "model.optimizer")
-    optimizer = owner([parameter], **({} if isinstance(given, str) else given.get("init_args") or {}))
+    key = "model.optimizer"
+    path, given = _class_of(settings.require(key), key)
+    optimizer: torch.optim.Optimizer = _built(_named(path, key), given, key, [parameter])
     parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     states = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
@@ -156,6 +185,33 @@ def laid_over(below: Any, above: Any) -> Any:
     if "class_path" in above and above["class_path"] != below.get("class_path", above["class_path"]):
         return above
     return {**below, **{key: laid_over(below.get(key), value) for key, value in above.items()}}
+
+
+def _class_of(given: Any, key: str) -> tuple[str, Any]:
+    """Its class path and settings."""
+    if isinstance(given, str):
+        return given, {}
+    if not isinstance(given, Mapping) or not isinstance(given.get("class_path"), str):
+        raise ConfigurationError(f"{key} must have a `class_path`, its settings under `init_args`, got {given!r}.")
+    return given["class_path"], given.get("init_args") or {}
+
+
+def _built(owner: Any, settings: Any, key: str, *args: Any) -> Any:
+    """What a class makes of its settings, which nothing has looked at yet."""
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"{key} must be a group of settings, got {settings!r}.")
+    try:
+        return owner(*args, **settings)
+    except ConfigurationError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{key}: {error}.") from error
+
+
+def _of_kind(found: Any, kind: Any, key: str) -> Any:
+    if not isinstance(found, kind):
+        raise ConfigurationError(f"{key} must be a {kind.__name__}, got a {type(found).__name__}.")
+    return found
 
 
 def _named(path: str, key: str) -> Any:

@@ -1,5 +1,6 @@
 """vLLM servers that a run starts on its own machine, and ends with itself."""
 
+import math
 import os
 import subprocess
 import sys
@@ -47,6 +48,14 @@ class LocalServers:
             raise ConfigurationError('model.engine.local.devices must name the GPUs of a server, as ["1"], got [].')
         if self.python is not None and not Path(self.python).is_file():
             raise ConfigurationError(f"model.engine.local.python: there is no file {self.python!r}.")
+        if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < math.inf:
+            raise ConfigurationError(
+                f"model.engine.local.kv_cache_gib must be > 0 and finite, or null, got {self.kv_cache_gib}."
+            )
+        if not 0 < self.start_seconds < math.inf:
+            raise ConfigurationError(
+                f"model.engine.local.start_seconds must be > 0 and finite, got {self.start_seconds}."
+            )
 
     def command(self, folder: Path, port: int, dtype: torch.dtype) -> list[str]:
         """What starts one of them, with whatever weights: the policy's are sent later."""

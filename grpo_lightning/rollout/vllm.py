@@ -1,5 +1,6 @@
 """Rollouts by vLLM in the training process."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,10 @@ class VLLMEngine(WeightCopyEngine):
         super().__init__(dtype)
         if max_num_seqs < 1:
             raise ConfigurationError(f"model.engine.max_num_seqs must be >= 1, got {max_num_seqs}.")
+        if max_model_len is not None and max_model_len < 1:
+            raise ConfigurationError(f"model.engine.max_model_len must be >= 1 or null, got {max_model_len}.")
+        if kv_cache_gib is not None and not 0 < kv_cache_gib < math.inf:
+            raise ConfigurationError(f"model.engine.kv_cache_gib must be > 0 and finite, or null, got {kv_cache_gib}.")
         if not 0 < gpu_memory_utilization <= 1:
             raise ConfigurationError(
                 f"model.engine.gpu_memory_utilization must be in (0, 1], got {gpu_memory_utilization}."

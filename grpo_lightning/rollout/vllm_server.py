@@ -1,5 +1,6 @@
 """Rollouts by vLLM servers beside the training process."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -73,8 +74,8 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         if max_requests < 1:
             raise ConfigurationError(f"model.engine.max_requests must be >= 1, got {max_requests}.")
         for name, seconds in (("request_timeout", request_timeout_seconds), ("patience", patience_seconds)):
-            if not seconds > 0:
-                raise ConfigurationError(f"model.engine.{name}_seconds must be > 0, got {seconds}.")
+            if not 0 < seconds < math.inf:
+                raise ConfigurationError(f"model.engine.{name}_seconds must be > 0 and finite, got {seconds}.")
         if exchange_folder is not None and not Path(exchange_folder).is_dir():
             raise ConfigurationError(f"model.engine.exchange_folder: there is no folder {exchange_folder!r}.")
         if exchange_folder is not None and transfer == "broadcast":

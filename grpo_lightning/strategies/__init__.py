@@ -12,9 +12,14 @@ from grpo_lightning.strategies.fsdp1 import FSDP1Strategy
 from grpo_lightning.strategies.fsdp2 import FSDP2Placement, FSDP2Strategy, blocks_of
 from grpo_lightning.strategies.placement import WHOLE, Placement
 from grpo_lightning.strategies.refused import REASONS, refused
+from grpo_lightning.strategies.single import SingleStrategy
 from grpo_lightning.strategies.zero import ZeROStrategy, name_accelerator
 from grpo_lightning.types import ConfigurationError
 
+NAMES = ("auto", "single", "ddp", "fsdp1", "fsdp2", "deepspeed_1", "deepspeed_2", "deepspeed_3")
+"""What `trainer.strategy` may be called."""
+
+StrategyRegistry.register("single", SingleStrategy, description="One process on one device", override=True)
 StrategyRegistry.register(
     "fsdp1", FSDP1Strategy, description="Shards over all ranks, by torch's older FSDP", override=True
 )
@@ -58,12 +63,14 @@ def _whole(strategy: Strategy) -> Placement:
 
 
 __all__ = [
+    "NAMES",
     "REASONS",
     "WHOLE",
     "FSDP1Strategy",
     "FSDP2Placement",
     "FSDP2Strategy",
     "Placement",
+    "SingleStrategy",
     "ZeROStrategy",
     "blocks_of",
     "name_accelerator",

@@ -9,6 +9,7 @@ from grpo_lightning.types import ConfigurationError
 
 ZERO = "is Lightning's own, whose rollouts and checkpoints do not fit; set deepspeed_1, deepspeed_2 or deepspeed_3."
 FSDP1 = "is Lightning's older FSDP, whose rollouts, clipping and checkpoints do not fit; set fsdp2, or fsdp1."
+SPAWN = "gives its ranks a pickled run, and runs here cannot be pickled; set ddp."
 
 REASONS = {
     **dict.fromkeys(
@@ -22,6 +23,9 @@ REASONS = {
             "deepspeed_stage_3_offload_nvme",
         ),
         ZERO,
+    ),
+    **dict.fromkeys(
+        ("ddp_spawn", "ddp_spawn_find_unused_parameters_false", "ddp_spawn_find_unused_parameters_true"), SPAWN
     ),
     **dict.fromkeys(("fsdp", "fsdp_cpu_offload"), FSDP1),
 }

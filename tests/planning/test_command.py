@@ -61,6 +61,59 @@ def test_a_mistake_is_named(config, capsys, args, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trainer": {"strategy": [1]}}, "trainer.strategy must have a `class_path`"),
+        ({"trainer": {"accumulate_grad_batches": 0}}, "trainer.accumulate_grad_batches must be a whole number >= 1"),
+        ({"trainer": {"accumulate_grad_batches": 900}}, "trainer.accumulate_grad_batches must be at most"),
+        ({"trainer": {"precision": "bf16-true"}}, "trainer.precision must not be bf16-true"),
+        ({"trainer": {"precision": "8"}}, "trainer.precision: plan knows 32-true, "),
+        ({"optimizer": {"init_args": {"lrr": 1}}}, "model.optimizer: AdamW.__init__() got an unexpected keyword"),
+        ({"optimizer": {"init_args": {"lr": "fast"}}}, "model.optimizer: "),
+        ({"optimizer": 3}, "model.optimizer must have a `class_path`"),
+        ({"lora": {"rnk": 4}}, "model.lora: LoRA.__init__() got an unexpected keyword argument 'rnk'"),
+        ({"lora": 3}, "model.lora must be a group of settings, got 3"),
+        ({"layout": "Policy"}, "model.layout: no class is called 'Policy'"),
+        ({"group_size": "abc"}, "model.group_size must be a whole number >= 1, got 'abc'"),
+        ({"group_size": -4}, "model.group_size must be a whole number >= 1, got -4"),
+        ({"group_size": 1}, "model.group_size must be >= 2, got 1"),
+        ({"engine": {"class_path": "InProcessEngine", "init_args": {"max_rows": 0}}}, "model.engine.max_rows must be"),
+    ],
+)
+def test_a_mistake_in_the_config_is_named(config, tmp_path, capsys, change, said):
+    change = change if "trainer" in change else {"model": {"init_args": change}}
+    (tmp_path / "change.yaml").write_text(json.dumps(change))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plan", "--config", config, "--config", "change.yaml", "--prompt_tokens", "16"])
+    assert exit_info.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--gpu_memory", "-5"], "--gpu_memory must be > 0"),
+        (["--ranks", "5"], "model.prompts_per_iteration must be divisible by"),
+        (
+            ["--trainer.strategy", "fsdp2"],
+            "plan takes --config, --ranks, --gpu_memory and --prompt_tokens, got --trainer",
+        ),
+        (["--model.group_size=2"], "put this one into a YAML file"),
+    ],
+)
+def test_a_mistake_in_an_option_is_named(config, capsys, args, said):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plan", "--config", config, "--prompt_tokens", "16", *args])
+    assert exit_info.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "expected"), [("bf16", True), ("bf16-mixed", True), ("32", False), (32, False)])
+def test_a_precision_has_two_names(tmp_path, name, expected):
+    assert is_autocast(settings_of(tmp_path, {"precision": name}), "ddp") is expected
+
+
 def settings_of(tmp_path, trainer):
     (tmp_path / "run.yaml").write_text(json.dumps({"trainer": trainer}))
     return Settings([str(tmp_path / "run.yaml")])

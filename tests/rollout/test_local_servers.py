@@ -87,6 +87,8 @@ def test_each_entry_of_devices_is_a_server_and_all_are_ended(make_model, tokeniz
 @pytest.mark.parametrize(("settings", "message"), [
     ({"devices": []}, "devices must name the GPUs of a server"),
     ({"python": "/nowhere/python"}, "python: there is no file '/nowhere/python'"),
+    ({"kv_cache_gib": float("inf")}, "kv_cache_gib must be > 0 and finite, or null, got inf"),
+    ({"start_seconds": 0}, "start_seconds must be > 0 and finite, got 0"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_right_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=rf"model\.engine\.local\.{message}"):

@@ -18,6 +18,8 @@ def test_a_missing_vllm_is_said_with_the_extra_that_has_it(monkeypatch):
 
 @pytest.mark.parametrize(("settings", "key"), [
     ({"max_num_seqs": 0}, "max_num_seqs must be >= 1, got 0"),
+    ({"max_model_len": -1}, "max_model_len must be >= 1 or null, got -1"),
+    ({"kv_cache_gib": -1}, "kv_cache_gib must be > 0 and finite, or null, got -1"),
     ({"tensor_parallel_size": 0}, "tensor_parallel_size must be >= 1, got 0"),
     ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
 ])  # fmt: skip

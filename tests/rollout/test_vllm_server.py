@@ -166,7 +166,8 @@ def test_a_server_that_is_not_there_is_said_in_time(model, tokenizer, ragged_req
 @pytest.mark.parametrize(("settings", "message"), [
     ({}, "needs either urls, of running servers, or local, to start some"),
     ({"urls": ["http://a:1"], "local": LocalServers()}, "needs either urls"),
-    ({"urls": ["http://a:1"], "patience_seconds": 0}, "patience_seconds must be > 0, got 0"),
+    ({"urls": ["http://a:1"], "patience_seconds": 0}, "patience_seconds must be > 0 and finite, got 0"),
+    ({"urls": ["http://a:1"], "patience_seconds": float("inf")}, "patience_seconds must be > 0 and finite, got inf"),
     ({"urls": []}, "urls must be one or several of http://host:port"),
     ({"urls": ["localhost:8000"]}, "urls must be one or several of http://host:port"),
     ({"urls": ["http://a:1"], "max_requests": 0}, "max_requests must be >= 1, got 0"),

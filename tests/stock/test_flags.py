@@ -27,7 +27,8 @@ class Prompts(Callback):
 def test_a_trial_run_makes_some_updates_validates_and_leaves_nothing(tmp_path, claim):
     logger = CSVLogger(tmp_path / "logs", name="", version="")
     validations = Steps("on_validation_epoch_end")
-    callbacks = [ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1), validations]
+    checkpoints = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1, save_last=True)
+    callbacks = [checkpoints, validations]
     settings = {"logger": logger, "enable_checkpointing": True, "default_root_dir": tmp_path, "limit_val_batches": 1.0}
     _, _, trainer = fit(iterations=8, callbacks=callbacks, fast_dev_run=2, **settings)
     assert trainer.global_step == 2
