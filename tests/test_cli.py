@@ -222,7 +222,7 @@ def test_settings_of_the_command_line_win_over_those_in_a_checkpoint(folder):
         ("RUN --model Toi", "model: no class is called 'Toi'"),
         ("RUN --model.policy CharacterPolcy", "did you mean 'CharacterPolicy'?"),
         ("RUN --model.policy absent.Policy", "cannot load the class 'absent.Policy'"),
-        ("RUN --trainer.strategy ddq", "invalid strategy name"),
+        ("RUN --trainer.strategy ddq", "did you mean 'ddp'"),
         ("RUN --trainer.max_steps x", "trainer.max_steps must be a whole number, got 'x'"),
         ("RUN --ckpt_path absent.ckpt", "ckpt_path: the checkpoint 'absent.ckpt' does not exist"),
         ("chat ./absent", "the model folder './absent' does not exist"),
