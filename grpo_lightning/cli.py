@@ -28,7 +28,7 @@ import grpo_lightning.callbacks
 from grpo_lightning import chat, merging, planning
 from grpo_lightning.admission import CheckedBeforehand
 from grpo_lightning.checkpointing import found_checkpoints, problem_of
-from grpo_lightning.cold_start import make_missing_policy
+from grpo_lightning.cold_start import forget_policy, make_missing_policy, put_policy_back
 from grpo_lightning.parse_errors import check_config_files, check_groups, condense, is_of_union
 from grpo_lightning.preconditions import check_max_time
 from grpo_lightning.resumed import ResumedFromWhole
@@ -125,6 +125,9 @@ class _CommandLine(LightningCLI):
     _earlier: Path | None = None
     """Where the earlier run is that this one has moved."""
 
+    _made_anew: Path | None = None
+    """The policy's folder, where another one lay before this run."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for owner in ("model", "data"):
             parser.link_arguments(("seed_everything", owner), f"{owner}.init_args.seed", compute_fn=_the_seed)
@@ -157,7 +160,8 @@ class _CommandLine(LightningCLI):
         policy = settings.get("model.init_args.policy")
         if isinstance(policy, Namespace):
             is_resumed = settings.get("ckpt_path") is not None
-            make_missing_policy(policy, seed=int(settings["seed_everything"]), is_resumed=is_resumed)
+            seed = int(settings["seed_everything"])
+            self._made_anew = make_missing_policy(policy, seed=seed, is_resumed=is_resumed)
 
     def _set_aside(self) -> None:
         settings = self.config["fit"]
@@ -173,14 +177,27 @@ class _CommandLine(LightningCLI):
                 print(f"An earlier run was moved to {earlier}. To go on with one, give its --ckpt_path.", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """With the earlier run where it was, if this one ends before it has stepped or saved anything."""
+        """With the earlier run and its policy where they were, if this one ends before it has stepped or saved."""
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
-            if self._earlier is not None and not self.trainer.global_step and not has_checkpoints(self._earlier):
-                put_back(self._earlier)
-                print("The earlier run was moved back: this one has not begun.", flush=True)
+            self._put_back()
             raise
+        finally:
+            if self._made_anew is not None:
+                forget_policy(self._made_anew)
+
+    def _put_back(self) -> None:
+        has_saved = self._earlier is not None and has_checkpoints(self._earlier)
+        if self.trainer.global_step or has_saved:
+            return
+        if self._made_anew is not None:
+            put_policy_back(self._made_anew)
+            print(f"The policy {self._made_anew} is what it was before: this run has not begun.", flush=True)
+            self._made_anew = None
+        if self._earlier is not None:
+            put_back(self._earlier)
+            print("The earlier run was moved back: this one has not begun.", flush=True)
 
     @cached_property
     def _found_checkpoints(self) -> list[Path]:

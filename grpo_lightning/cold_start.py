@@ -10,13 +10,15 @@ from pathlib import Path
 from jsonargparse import Namespace
 from yaml import YAMLError, safe_load
 
+from grpo_lightning.checkpointing import check_destination
+from grpo_lightning.checkpointing.writing import remove, take_place
 from grpo_lightning.types import ConfigurationError
 
 RECORD = "made_by.json"
 """Beside the weights: which config and seed made them."""
 
 
-def make_missing_policy(policy: Namespace, *, seed: int, is_resumed: bool = False) -> None:
+def make_missing_policy(policy: Namespace, *, seed: int, is_resumed: bool = False) -> Path | None:
     """Run `fit` on the config that `made_by` names, where the policy's folder is not there yet.
 
     A folder that another seed, or another text of the config, has made counts as missing: a run is a function of its
@@ -30,31 +32,57 @@ def make_missing_policy(policy: Namespace, *, seed: int, is_resumed: bool = Fals
         seed: Given to the `fit` that makes the policy.
         is_resumed: Whether the run goes on from a checkpoint, whose reference an existing folder is.
 
+    Returns:
+        The policy's folder where one lay there that was made anew: `put_policy_back` or `forget_policy` follows.
+
     Raises:
         ConfigurationError: The config does not exist, or makes another folder; its `fit` failed, or did not write the
-            folder.
+            folder; or what is there is no policy alone.
     """
     settings = policy.get("init_args") or {}
     config, path = settings.get("made_by"), settings.get("path")
     if config is None or path is None:
-        return
+        return None
     folder = Path(path).expanduser()
     if is_resumed and _is_policy(folder):
-        return
+        return None
     if not Path(config).is_file():
         if _is_policy(folder):
-            return
+            return None
         raise ConfigurationError(f"model.policy.made_by: the config {config!r} does not exist.")
     recipe = {"config": sha256(Path(config).read_bytes()).hexdigest(), "seed": seed}
     # What the folder holds after a run that broke off in the middle of making it, nobody knows.
-    unfinished = folder.with_name(f".{folder.name}.{RECORD}")
+    unfinished = _unfinished(folder)
     if _is_policy(folder) and _recorded(folder) in (None, recipe) and not unfinished.exists():
-        return
+        return None
     _require_made_there(path, config)
+    check_destination(folder, "model.policy.path")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     unfinished.write_text(json.dumps(recipe) + "\n")
-    _make(path, config, seed)
+    is_anew = _make(path, config, seed)
     unfinished.replace(folder / RECORD)
+    return folder if is_anew else None
+
+
+def put_policy_back(folder: Path) -> None:
+    """Let the policy lie in its folder again that `make_missing_policy` has made anew: the run was refused."""
+    take_place(_earlier(folder), folder)
+    _unfinished(folder).unlink(missing_ok=True)
+
+
+def forget_policy(folder: Path) -> None:
+    """Remove the policy that lay in a folder before `make_missing_policy` made it anew."""
+    remove(_earlier(folder))
+
+
+def _earlier(folder: Path) -> Path:
+    """Where a policy waits that is made anew."""
+    return folder.with_name(f".{folder.name}.earlier")
+
+
+def _unfinished(folder: Path) -> Path:
+    """The record of what is being made."""
+    return folder.with_name(f".{folder.name}.{RECORD}")
 
 
 def _require_made_there(path: str, config: str) -> None:
@@ -73,7 +101,8 @@ def _require_made_there(path: str, config: str) -> None:
         )
 
 
-def _make(path: str, config: str, seed: int) -> None:
+def _make(path: str, config: str, seed: int) -> bool:
+    """Run the `fit`; say whether it has made a policy anew."""
     command = ["fit", "--config", config, "--seed_everything", str(seed)]
     folder = Path(path).expanduser()
     if "LOCAL_RANK" in os.environ:
@@ -81,25 +110,32 @@ def _make(path: str, config: str, seed: int) -> None:
             f"model.policy.path: the policy {path!r} is to be made by {config!r}, and the ranks of an outer launcher "
             f"cannot share making it.\nMake it first: grpo-lightning {' '.join(command)}"
         )
-    why = "was made by other settings" if _is_policy(folder) else "is not there yet"
+    is_anew = _is_policy(folder)
+    why = "was made by other settings" if is_anew else "is not there yet"
     print(f"The policy {path} {why}. Making it: grpo-lightning {' '.join(command)}", flush=True)
-    before = _written(folder)
+    if is_anew:
+        take_place(folder, _earlier(folder))
+    try:
+        _run(path, config, command)
+    except BaseException:
+        if is_anew:
+            put_policy_back(folder)
+        raise
+    return is_anew
+
+
+def _run(path: str, config: str, command: list[str]) -> None:
     exit_code = subprocess.run([sys.executable, "-m", "grpo_lightning", *command], check=False).returncode
     if exit_code:
         raise ConfigurationError(
             f"model.policy.made_by: `fit` on {config!r} ended with exit code {exit_code}; its own message is above."
         )
-    if _written(folder) == before:
+    if not _is_policy(Path(path).expanduser()):
         raise ConfigurationError(f"model.policy.made_by: `fit` on {config!r} did not write the folder {path!r}.")
 
 
 def _is_policy(folder: Path) -> bool:
     return (folder / "config.json").is_file()
-
-
-def _written(folder: Path) -> int | None:
-    """When the folder's policy was written, in nanoseconds."""
-    return (folder / "config.json").stat().st_mtime_ns if _is_policy(folder) else None
 
 
 def _recorded(folder: Path) -> dict[str, object] | None:

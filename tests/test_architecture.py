@@ -87,7 +87,7 @@ MAY_IMPORT = {
     "chat": {"policy", "rollout", *PURE},
     "merging": {"checkpointing", "policy", *PURE},
     "planning": {"batching", "constructors", "policy", "rollout", "strategies", *PURE},
-    "cold_start": PURE,
+    "cold_start": {"checkpointing", *PURE},
     "constructors": set(),
     "parse_errors": {"constructors", "strategies", *PURE},
     "cli": {

@@ -316,6 +316,7 @@ class TestMissingPolicy:
             commands.append(command[1:])
             Path("policy").mkdir(exist_ok=True)
             Path("policy/config.json").write_text("{}")
+            Path("policy/model.safetensors").write_text("")
             return subprocess.CompletedProcess(command, 0)
 
         monkeypatch.setattr(cold_start.subprocess, "run", run)
@@ -351,6 +352,26 @@ class TestMissingPolicy:
         cold_start.make_missing_policy(policy, seed=4)
         cold_start.make_missing_policy(policy, seed=4)
         assert [command[-1] for command in commands] == ["3", "4"]
+
+    def test_the_one_before_comes_back_when_making_it_anew_is_broken_off(self, policy, commands, monkeypatch):
+        cold_start.make_missing_policy(policy, seed=3)
+
+        def interrupted(command, check):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cold_start.subprocess, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cold_start.make_missing_policy(policy, seed=4)
+        cold_start.make_missing_policy(policy, seed=3)
+        assert len(commands) == 1
+
+    def test_a_folder_with_other_files_is_not_made_anew(self, policy, commands):
+        cold_start.make_missing_policy(policy, seed=3)
+        Path("policy/notes.txt").write_text("of a user")
+        with pytest.raises(ConfigurationError, match=r"model\.policy\.path: .* would be lost: notes\.txt"):
+            cold_start.make_missing_policy(policy, seed=4)
+        assert Path("policy/notes.txt").is_file()
+        assert len(commands) == 1
 
     def test_a_resumed_run_keeps_the_folder_that_it_began_with(self, policy, commands):
         cold_start.make_missing_policy(policy, seed=3)

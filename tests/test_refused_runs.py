@@ -3,6 +3,7 @@
 import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,9 +102,9 @@ def config(made, tmp_path, monkeypatch):
     return yaml.safe_load(Path("run.yaml").read_text())
 
 
-def contents():
-    """Of every file below ``runs``: its bytes, and when they were written."""
-    files = sorted(path for path in Path("runs").rglob("*") if path.is_file())
+def contents(folder="runs"):
+    """Of every file below a folder: its bytes, and when they were written."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
@@ -210,6 +211,47 @@ def test_a_server_that_is_absent_is_said_in_a_line(config, capsys):
     message = refuse(capsys, config, {"model.init_args.engine": engine})
     assert "error: model.engine.urls: no answer for 0.5 s: http://127.0.0.1:9" in message
     assert contents() == before
+
+
+@pytest.fixture
+def made_by(config, monkeypatch):
+    """The run's policy is a cold start that other settings have made, and its `fit` does nothing but write files."""
+    cold = "{export_to: cold/policy}"
+    Path("cold_start.yaml").write_text(f"model: {{class_path: SupervisedModule, init_args: {cold}}}")
+    shutil.copytree("policy", "cold/policy")
+    Path("cold/policy/made_by.json").write_text('{"config": "another", "seed": 1}')
+
+    def make(command, check):
+        shutil.copytree("policy", "cold/policy")
+        return SimpleNamespace(returncode=made.exit_code)
+
+    made = SimpleNamespace(exit_code=0)
+    monkeypatch.setattr("grpo_lightning.cold_start.subprocess.run", make)
+    settings = {"path": "cold/policy", "made_by": "cold_start.yaml"}
+    put(config, "model.init_args.policy", {"class_path": "PretrainedPolicy", "init_args": settings})
+    return made
+
+
+@pytest.mark.parametrize("which", ["prompts that are too long", "a completion that is too long"])
+@pytest.mark.usefixtures("made_by")
+def test_a_refused_run_leaves_the_cold_start_as_it_was(config, capsys, which):
+    before = contents("cold")
+    assert (REFUSED | REFUSED_LATE)[which][1] in refuse(capsys, config, (REFUSED | REFUSED_LATE)[which][0])
+    assert contents("cold") == before
+
+
+def test_a_cold_start_that_fails_leaves_the_one_before(config, capsys, made_by):
+    before, made_by.exit_code = contents("cold"), 2
+    assert "ended with exit code 2" in refuse(capsys, config, {})
+    assert contents("cold") == before
+
+
+@pytest.mark.usefixtures("made_by")
+def test_a_run_that_begins_has_the_cold_start_of_its_settings(config):
+    Path("run.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", "run.yaml"])
+    assert '"seed": 0' in Path("cold/policy/made_by.json").read_text()
+    assert [path.name for path in Path("cold").iterdir()] == ["policy"]
 
 
 def test_a_mistyped_folder_is_named_before_the_policy_is_made(config, capsys, monkeypatch):
