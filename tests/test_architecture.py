@@ -86,13 +86,14 @@ MAY_IMPORT = {
     # The command line.
     "chat": {"policy", "rollout", *PURE},
     "merging": {"checkpointing", "policy", *PURE},
-    "planning": {"batching", "constructors", "policy", "rollout", "strategies", *PURE},
+    "planning": {"batching", "constructors", "policy", "preconditions", "rollout", "strategies", *PURE},
     "cold_start": {"checkpointing", *PURE},
     "constructors": set(),
     "parse_errors": {"constructors", "strategies", *PURE},
+    "trainer_errors": {"constructors", "strategies", *PURE},
     "cli": {
         *("admission", "callbacks", "chat", "checkpointing", "cold_start", "merging", "parse_errors"),
-        *("planning", "preconditions", "resumed", "rollout", "run_folder", "strategies", *PURE),
+        *("planning", "preconditions", "resumed", "rollout", "run_folder", "strategies", "trainer_errors", *PURE),
     },
     "__init__": {"module", "supervised", "version", *PURE},
     "__main__": {"cli"},
