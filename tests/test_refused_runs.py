@@ -232,7 +232,7 @@ def made_by(config, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("which", ["prompts that are too long", "a completion that is too long"])
+@pytest.mark.parametrize("which", ["targets that the policy does not have", "a completion that is too long"])
 @pytest.mark.usefixtures("made_by")
 def test_a_refused_run_leaves_the_cold_start_as_it_was(config, capsys, which):
     before = contents("cold")
