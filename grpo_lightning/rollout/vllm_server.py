@@ -21,7 +21,7 @@ from grpo_lightning.rollout.file_transfer import FileTransfer
 from grpo_lightning.rollout.local_servers import LaunchedServers, LocalServers
 from grpo_lightning.rollout.server import Server, ServerError, patiently
 from grpo_lightning.rollout.vllm import completion_seeds, finish_reason, vllm_sampling
-from grpo_lightning.rollout.weight_sync import Precision, WeightCopyEngine
+from grpo_lightning.rollout.weight_sync import Precision, WeightCopyEngine, WeightSyncError
 from grpo_lightning.rollout.weight_transfer import WeightTransfer
 from grpo_lightning.types import Completion, ConfigurationError, Coordinates, GenerationRequest, SamplingParams
 
@@ -88,6 +88,8 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         self._exchange_folder, self._max_requests = exchange_folder, max_requests
         self._timeout, self._patience = request_timeout_seconds, patience_seconds
         self._instances: list[str] = []
+        self._awaited: list[str] = []
+        """The names of the workers that answered before the weights were sent."""
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams, coordinates: Coordinates
@@ -136,8 +138,19 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         raise ServerError(f"model.engine.urls: {_MAX_REPETITIONS + 1} rollouts in turn were lost, the last: {lost}")
 
     def synchronise(self) -> None:
-        """As every engine with a copy, and note which servers they are that hold the weights."""
-        super().synchronise()
+        """As every engine with a copy, and note which servers they are that hold the weights.
+
+        Raises:
+            ServerError: One was started again meanwhile, and holds nothing.
+            WeightSyncError: See the base class.
+        """
+        try:
+            super().synchronise()
+        except WeightSyncError as error:
+            with together():
+                if is_first_rank() and _starts(self._running()) != _starts(self._awaited):
+                    raise ServerError("a server was started again while it was sent the weights") from error
+            raise
         with together():
             self._instances = self._running() if is_first_rank() else []
         self._instances = of_first_rank(self._instances)
@@ -227,7 +240,7 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
         """Wait until all of them answer; returns whether one is not what it was. A collective."""
         with together():
             self._launch()
-            running = self._patiently() if is_first_rank() else []
+            self._awaited = running = self._patiently() if is_first_rank() else []
         is_other, urls, host = of_first_rank(
             (running != self._instances, [server.url for server in self._servers], gethostname())
         )
@@ -274,3 +287,8 @@ class VLLMServerEngine(WeightCopyEngine, DrawsAhead):
             for server in self._servers:
                 stack.enter_context(server.watched(patience=self._patience))
             yield
+
+
+def _starts(instances: Iterable[str]) -> list[str]:
+    """Which start of each worker it is, however often it was sent weights."""
+    return [name.partition(" after ")[0] for name in instances]

@@ -74,6 +74,23 @@ def test_the_completion_that_is_compared_was_drawn_from_weights_that_somebody_el
     assert engine.generate(ragged_requests, SAMPLING, coordinates) == expected
 
 
+def test_a_server_that_is_started_again_while_it_is_sent_the_weights_gets_them_again(
+    server, engine, expected, model, ragged_requests, coordinates, monkeypatch
+):
+    send, times = engine.send, iter(range(10))
+
+    def interrupted(*arguments):
+        send(*arguments)
+        if next(times) == 0:
+            server.start()
+
+    monkeypatch.setattr(engine, "send", interrupted)
+    engine.update_weights(NamedWeights(model), 5)
+    engine.forget()
+    assert engine.generate(ragged_requests, SAMPLING, coordinates) == expected
+    assert next(times) == 2
+
+
 @pytest.fixture
 def impatient(server, model, tokenizer):
     engine = VLLMServerEngine([server.url], max_requests=4, patience_seconds=2)
