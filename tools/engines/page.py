@@ -88,7 +88,8 @@ def written(name: str) -> str:
         return f"Not measured yet: `{command_of(name)}`, then `python -m tools.engines.page`, write the table here."
     found = json.loads(file.read_text())
     conditions = found["conditions"]
-    where = f"{conditions['processor']}, {conditions['cores']} cores ([figures/{file.name}](figures/{file.name}))."
+    cores = f"{conditions['cores']} core{'s' if conditions['cores'] > 1 else ''}"
+    where = f"{conditions['processor']}, {cores} ([figures/{file.name}](figures/{file.name}))."
     return f"{PARTS[name](found)}\n\n{where}"
 
 
