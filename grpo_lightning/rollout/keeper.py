@@ -17,16 +17,17 @@ def keep(parent: int, command: list[str]) -> int:
     """Run a command in a session of its own; end all of its processes when `parent` ends, however it does.
 
     Returns:
-        The command's exit status.
+        The command's exit status; 0 where this process was asked to end.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    asked: list[int] = []  # and no exception, which would lose a child that is just being started
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     child = subprocess.Popen(command, start_new_session=True)
     try:
-        while child.poll() is None and os.getppid() == parent:
+        while child.poll() is None and os.getppid() == parent and not asked:
             time.sleep(0.1)
     finally:
         _end(child)
-    return child.returncode
+    return 0 if asked else child.returncode
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

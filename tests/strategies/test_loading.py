@@ -118,5 +118,6 @@ def test_the_first_rank_alone_ever_holds_the_whole_model(tmp_path, strategy, wit
     launch(loaded.measure, tmp_path / "world", "character", LARGE, settings, num_ranks=2)
     first, second = (int((tmp_path / f"world/peak.{rank}").read_text()) / size for rank in (0, 1))
     shares = 1.0 if with_reference else 0.5
-    assert shares - 0.1 < second < shares + 0.25
+    # Below another 0.25 where ranks run freely, up to 0.35 where they wait for a processor; a whole copy has 0.5 more.
+    assert shares - 0.1 < second < shares + 0.45
     assert 1.0 < first < 1.8
